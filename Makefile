@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+# A machine that reaches package registries alone finds the engine here.
+ifneq ($(wildcard ../shared/pulumi/SHA256SUMS),)
+export CODING_AGENT_PULUMI_MIRROR ?= $(abspath ../shared/pulumi)
+endif
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test test-slow lint format bench lock clean help
+
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(STAMP) ## Set up, then run a task end to end on this machine
+	@$(BIN)/python demo/demo.py
+
+test: $(STAMP) lint ## Linters, types and every test but the slow ones
+	$(PYTEST) -m "not slow" -n 4 --dist worksteal $(ARGS)
+
+test-slow: $(STAMP) ## What takes over a minute each
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy --strict, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck -x -P SCRIPTDIR $$(git ls-files -co --exclude-standard '*.sh') .ci/run
+
+format: $(STAMP) ## Let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure against the bare tools; tables and JSON in benchmarks/results
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## Resolve pyproject.toml anew into requirements.lock
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/pip install -q pip-tools
+	$(VENV)/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev -o requirements.lock pyproject.toml
+
+# The stamp is the last thing written: an interrupted set-up is done again.
+$(STAMP): requirements.lock pyproject.toml
+	@echo "setting up $(VENV) (once, about half a minute)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean: ## Remove the environment and what tools left
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache benchmarks/results

@@ -1,0 +1,3 @@
+from coding_agent.program import main
+
+main()

@@ -1,0 +1,268 @@
+"""The verbs over a run: start, observe, follow, kill, clean up. Neither the engine nor its library is needed for them.
+
+The provider, the command line and `dispatch` all use these and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coding_agent import executors, outcome, records
+from coding_agent.collect import collect as bring_back
+from coding_agent.collect import log_path
+from coding_agent.errors import CodingAgentError, ConnectionBroken, InvalidInput
+from coding_agent.executors.base import UNREADABLE, Executor, Look
+from coding_agent.records import Record
+from coding_agent.run import Outputs, ProcessUsage, State
+from coding_agent.settings import ExecutorSpec, Settings
+
+if TYPE_CHECKING:
+    from coding_agent.task import Task
+
+Say = Callable[[str], None]
+UNREADABLE_LIMIT = 20.0  # seconds without a readable state; its supervisor writes it anew much sooner
+SHORTEST_SPAN = 0.5  # seconds over which a percentage of CPU says something
+BEGIN_POLL = 0.05  # seconds between looks while a run begins
+
+
+def start(
+    task: Task,
+    run_id: str,
+    *,
+    project: str,
+    stack: str,
+    settings: Settings,
+    say: Say,
+    stop: threading.Event | None = None,
+) -> Record:
+    """Start the agent under `run_id`, or adopt what runs or ran under it; return once the agent has begun.
+
+    Raises `CodingAgentError` when it could not be started; then nothing is left on the target. `stop` ends the waiting
+    for the agent's beginning, not the run.
+    """
+    from coding_agent import launch
+
+    begun = time.monotonic()
+    spec = settings.choose(task)
+    known = records.load(run_id)
+    with contextlib.closing(executors.connect(spec)) as executor:
+        if executor.status(run_id).state is not None:
+            say(f"run {run_id} was started before: adopting it")
+            return observe(known or _new(task, run_id, project, stack, spec), say=say)
+        if known is not None and known.outputs.started_at and not known.removed:
+            return observe(known, say=say)
+        if known is not None:
+            _release(known)
+        with launch.prepared(task, run_id, executor, spec, settings, say) as prepared:
+            record = _new(task, run_id, project, stack, spec)
+            marks = {name: outcome.mark(run_id, value) for name, value in prepared.secrets.items()}
+            ready = round(time.monotonic() - begun, 3)
+            record = replace(record, secrets=marks, base=prepared.base, target_ready=ready)
+            records.save(record)
+            try:
+                executor.start(prepared.launch)
+            except CodingAgentError:
+                records.forget(run_id)
+                _release(record)
+                raise
+        return _begin(record, executor, say, stop or threading.Event())
+
+
+def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
+    """Look at the run's target and return the record as it is now; once the run has ended, bring its work back."""
+    if record.removed or (record.outputs.status.final and (record.collected or not collect)):
+        return record
+    try:
+        with contextlib.closing(executors.connect(spec_of(record))) as executor:
+            return records.save(_observe(record, executor, say, collect))
+    except ConnectionBroken as error:
+        if record.outputs.status.final:
+            raise
+        outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason="no_connection", detail=error.message)
+        return records.save(record.with_outputs(outputs))
+
+
+def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2) -> Record:
+    """Say what the agent does until the run has ended, or until `stop`; return the record as it is then.
+
+    `poll` is in seconds, between looks at the log.
+    """
+    from coding_agent.logs import Follower, Renderer
+
+    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+        name = executor.log_file(record.kind)
+        follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name)
+        stage, readable = "", time.monotonic()
+        for round_number in _rounds(stop, poll):
+            for line in follower.new_lines():
+                say(line)
+            if round_number % 3 and not follower.renderer.result_seen:
+                continue
+            look = executor.status(record.run_id)
+            if look.meta and look.meta.stage != stage:
+                stage = look.meta.stage
+                if stage in ("workspace", "setup", "saving"):
+                    say(f"stage: {stage}")
+            if look.meta:
+                readable = time.monotonic()
+            elif look.reason == UNREADABLE and time.monotonic() - readable < UNREADABLE_LIMIT:
+                continue
+            if look.state is None or look.state.final or look.state is State.UNRESPONSIVE:
+                for line in follower.new_lines(last=True):
+                    say(line)
+                break
+    return observe(record, say=say)
+
+
+def usage(record: Record) -> ProcessUsage | None:
+    """Return what the run's processes use; None when it does not run.
+
+    CPU is that since the look before, or since the agent began where there was none or it is too short ago to tell.
+    """
+    if record.removed or record.outputs.status.final:
+        return None
+    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+        look = executor.status(record.run_id, usage=True)
+    if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
+        return None
+    ticks, uptime = (records.load(record.run_id) or record).cpu_seen
+    if look.uptime - uptime < SHORTEST_SPAN or look.ticks < ticks or not uptime:
+        begun = look.meta.started_at if look.meta and look.meta.started_at else look.now
+        ticks, uptime = 0, look.uptime - max(look.now - begun, 0.0)
+    elapsed = max(look.uptime - uptime, 0.01)
+    cpu = (look.ticks - ticks) / look.ticks_per_second / elapsed * 100
+    records.save(replace(records.load(record.run_id) or record, cpu_seen=(look.ticks, look.uptime)))
+    return ProcessUsage(cpu=round(cpu, 1), mem=round(look.resident / 1e6, 1), processes=look.processes)
+
+
+def kill(record: Record, *, say: Say) -> Record:
+    """End the agent; what it did is saved and brought back. Nothing to do for a run that has ended."""
+    if not (record.removed or record.outputs.status.final):
+        with contextlib.closing(executors.connect(spec_of(record))) as executor:
+            executor.kill(record.run_id)
+    return observe(record, say=say)
+
+
+def set_timeout(record: Record, seconds: float) -> None:
+    """Give a run that goes on another time limit, counted from its beginning."""
+    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+        executor.poke(record.run_id, f"timeout {round(seconds)}")
+
+
+def cleanup(record: Record, *, discard: bool, say: Say) -> None:
+    """End the run, bring its work back unless `discard`, and remove it from the target.
+
+    Raises `InvalidInput` when work would be lost that was kept back or could not be brought back; nothing is removed.
+    """
+    if record.removed:
+        return
+    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+        look = executor.status(record.run_id)
+        if look.state is not None and not look.state.final:
+            executor.kill(record.run_id)
+        if not discard:
+            record = records.save(_observe(record, executor, say, collect=True))
+            if look.state is not None and not record.collected:
+                raise InvalidInput(
+                    f"run {record.run_id} has work that is on its target alone: " + "; ".join(record.outputs.notices),
+                    next_step=f"look at {executor.run_dir(record.run_id)} on {executor.name}; `--discard` gives it up",
+                )
+        executor.cleanup(record.run_id)
+    outputs = replace(record.outputs, log_path=str(records.log_file(record)))
+    if not outputs.status.final:
+        outputs = replace(outputs, status=State.KILLED, reason="killed")
+    records.save(replace(record, outputs=outputs, removed=True))
+    _release(record)
+
+
+def _release(record: Record) -> None:
+    """Let go of the commit that was made of uncommitted work: nothing can land on it any more."""
+    if record.lands and record.base:
+        from coding_agent import repository
+
+        repository.release(Path(record.root), record.base)
+
+
+def spec_of(record: Record) -> ExecutorSpec:
+    """Return the specification of the executor that the run was started on."""
+    return ExecutorSpec(**{**record.executor, "labels": tuple(record.executor.get("labels") or ())})
+
+
+def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec) -> Record:
+    return Record(
+        run_id=run_id,
+        task=task.name,
+        project=project,
+        stack=stack,
+        root=str(task.root),
+        executor=asdict(spec),
+        outputs=Outputs(status=State.PROVISIONING, executor=spec.name, run_id=run_id, notices=_unenforced(task, spec)),
+        kind="agent" if task.prompt is not None else "command",
+        description=task.description,
+        labels=task.labels,
+        secrets=dict.fromkeys(task.secrets, ""),
+        artifacts=task.artifacts,
+        branch=task.branch,
+        lands=task.repo is not None and task.repo.path,
+        created_at=records.now(),
+    )
+
+
+def _unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
+    """Say which limits of the task its executor can't hold."""
+    if spec.type == "local" and task.limits.cpus is not None:
+        return (f"limits.cpus is not enforced by executor {spec.name}: a local run has no cgroup of its own",)
+    return ()
+
+
+def _begin(record: Record, executor: Executor, say: Say, stop: threading.Event) -> Record:
+    stage = ""
+    for _ in _rounds(stop, BEGIN_POLL):
+        look = executor.status(record.run_id)
+        if look.state is not State.STARTING:
+            break
+        if look.meta and look.meta.stage != stage:
+            stage = look.meta.stage
+            if stage in ("workspace", "setup"):
+                say(f"stage: {stage}")
+    return observe(record, say=say)
+
+
+def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Record:
+    look = executor.status(record.run_id)
+    if look.state is State.LOST and (look.meta is None or not look.meta.final):
+        # Both locks are free: what it left can be saved, and its end be written, in its supervisor's place.
+        executor.kill(record.run_id, reason=look.reason or "lost")
+        look = replace(executor.status(record.run_id), refused=look.refused)
+    if look.state is None:
+        if record.outputs.status.final:
+            return replace(record, collected=True)
+        gone = replace(record.outputs, status=State.LOST, reason="not_on_target")
+        return replace(record.with_outputs(gone), collected=True)
+    screen = outcome.screen(record)
+    log, whole = _log_tail(record, executor, look)
+    record = record.with_outputs(outcome.measure(record, look, log, whole, screen, log_path(record, executor)))
+    if look.meta and look.meta.base and not record.base:
+        record = replace(record, base=look.meta.base)
+    if collect and record.outputs.status.final and not record.collected:
+        record = bring_back(record, executor, look, screen, say)
+    return record
+
+
+def _log_tail(record: Record, executor: Executor, look: Look) -> tuple[bytes, bool]:
+    start = max(0, look.log_size - outcome.TAIL)
+    return executor.read(record.run_id, executor.log_file(record.kind), offset=start, limit=outcome.TAIL), start == 0
+
+
+def _rounds(stop: threading.Event, poll: float) -> Iterator[int]:
+    number = 0
+    while not stop.is_set():
+        yield number
+        number += 1
+        stop.wait(poll)

@@ -1,0 +1,144 @@
+"""The Pulumi program: a task's file -> its target -> its run -> the stack's outputs. Both doors run it."""
+
+from __future__ import annotations
+
+import atexit
+import operator
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+
+from coding_agent.errors import NotFound
+from coding_agent.plugin import one_line
+from coding_agent.run import Outputs, State
+
+if TYPE_CHECKING:
+    from coding_agent.settings import Settings
+    from coding_agent.task import Task
+
+_SAID = 32  # the exit code of a program that has said itself what is wrong: the engine adds nothing
+Seen = Callable[[Mapping[str, Any]], None]
+
+
+class RunId(pulumi.CustomResource):
+    """A random id for a run: another one when the task's content changes or a rerun is asked for."""
+
+    def __init__(self, name: str, *, digest: str) -> None:
+        super().__init__("coding-agent:index:RunId", name, {"digest": digest})
+
+
+class Run(pulumi.CustomResource):
+    """The run of an agent; its outputs are the fields of `run.Outputs`."""
+
+    # One property: of single ones, those that are null would count as not known yet in a preview.
+    outputs: pulumi.Output[Mapping[str, Any]]
+
+    def __init__(self, name: str, inputs: Mapping[str, Any], options: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("coding-agent:index:Run", name, {"outputs": None, **inputs}, options)
+
+
+def run(root: Path, stack: str, *, task_file: Path | None = None, seen: Seen | None = None) -> Run:
+    """Declare the task of `stack` in the project at `root`, and export what its run says.
+
+    `seen` is called with the outputs once they are known. Raises `InvalidInput` for a task that can't be run and
+    `NotFound` where the stack has none; nothing is declared then.
+    """
+    from coding_agent import task
+    from coding_agent.settings import Settings
+
+    settings = Settings.load()
+    loaded = task.load(task_file or find_task(root, stack), settings=settings)
+    declared = _declare(loaded, settings, stack, root)
+    for field in fields(Outputs):
+        pulumi.export(field.name, declared.outputs.apply(operator.methodcaller("get", field.name)))
+    if seen is not None:
+        declared.outputs.apply(seen)
+    return declared
+
+
+def targets(_task: Task, _settings: Settings, _stack: str) -> tuple[Mapping[str, Any], list[pulumi.Resource]]:
+    """Declare what has to be there before the run; return what tells one target from another, and the resources.
+
+    The local executor's target is this machine: nothing is declared.
+    """
+    return {}, []
+
+
+def find_task(root: Path, stack: str) -> Path:
+    """Return the task's file: the one that the stack's configuration names (`coding-agent:task`), else the stack's."""
+    named = pulumi.Config("coding-agent").get("task")
+    if named:
+        return root / Path(named).expanduser()
+    files = [root / "tasks" / f"{stack}{suffix}" for suffix in (".yaml", ".yml")]
+    for file in files:
+        if file.is_file():
+            return file
+    raise NotFound(
+        f"stack {stack} has no task: there is no {files[0]}",
+        next_step=f"write it, or name another file: pulumi config set coding-agent:task FILE --stack {stack}",
+    )
+
+
+def main() -> None:
+    """Run the program for `pulumi up`: errors become lines, a failed run fails the update and keeps its outputs."""
+    # Ctrl-C reaches us too; the engine ends the update in order, and there is no traceback to show for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        declared = run(Path(pulumi.runtime.get_root_directory()), pulumi.get_stack())
+    except Exception as error:
+        if os.environ.get("CODING_AGENT_TRACEBACK") == "1":
+            raise
+        pulumi.log.error(_said(error))
+        sys.exit(_SAID)
+    if not pulumi.runtime.is_dry_run():
+        # Beside the exports, not in one: an export that raises loses all outputs.
+        declared.outputs.apply(_fail_with_run)
+
+
+def _declare(task: Task, settings: Settings, stack: str, root: Path) -> Run:
+    target, resources = targets(task, settings, stack)
+    run_id = RunId(stack, digest=task.digest)
+    inputs = {
+        "run_id": run_id.id,
+        "digest": task.digest,
+        "task": _filled(task.payload()),
+        "task_file": str(task.source.absolute()),
+        "root": str(root.absolute()),
+        "timeout": task.limits.timeout,
+        "wait": task.wait,
+        "description": task.description,
+        "labels": list(task.labels),
+        "artifacts": list(task.artifacts),
+        "target": dict(target),
+    }
+    # Under its id, not under the stack: where an update begins with a look at something right under the stack, the
+    # engine (3.259) does not show the stack's outputs at the end.
+    return Run(stack, inputs, pulumi.ResourceOptions(parent=run_id, depends_on=resources))
+
+
+def _fail_with_run(outputs: Mapping[str, Any]) -> None:
+    status = State(outputs["status"])
+    if status.final and status is not State.SUCCEEDED:
+        about = (f"run {outputs['run_id']} {status}", outputs.get("reason"), outputs.get("detail"))
+        pulumi.log.error(": ".join(str(each) for each in about if each))
+        # After everything: the outputs are saved by then, and no exception has to pass through them.
+        atexit.register(os._exit, 1)
+
+
+def _filled(value: Any) -> Any:
+    """Return the value without what says nothing, for a preview that people read."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = ((name, _filled(each)) for name, each in value.items())
+    return {name: each for name, each in inner if each not in (None, "", [], {}, ())}
+
+
+def _said(error: Exception) -> str:
+    problems = getattr(error, "problems", ())
+    return "\n".join(map(str, problems)) if problems else one_line(error)

@@ -1,0 +1,255 @@
+"""Our door to the engine: a task's stack through the Automation API, in as few calls of its command line as possible.
+
+This is the only module that imports `pulumi.automation` (with `command`, the part of it that runs the program).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlparse
+
+from pulumi import RunError
+from pulumi.automation import CommandResult
+from pulumi.automation import errors as failures
+
+from coding_agent import backend, engine, locks, plugin, program
+from coding_agent.command import Call, Command
+from coding_agent.errors import EngineFailed, NotFound
+from coding_agent.inprocess import serving
+from coding_agent.project import Project, name_task, open_project
+from coding_agent.run import outputs_dict, outputs_from
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+_TAG = re.compile(r"<\{%.*?%\}>")  # the engine's markup for colours
+_PENDING = "pending operations from previous deployment"  # the engine's advice about them is not for us
+_ATTEMPTS = 3  # how often a stack's lock is taken over before it is reported
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `up` would do: how many resources of each kind of change, and the engine's words."""
+
+    changes: Mapping[str, int]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass
+class _Heard:
+    """What an update says while it goes on."""
+
+    say: Say
+    refusal: Path  # where the provider writes what it refused
+    errors: list[str] = field(default_factory=list)
+    changes: Mapping[str, int] = field(default_factory=dict)
+    outputs: Mapping[str, Any] | None = None
+    refused: Exception | None = None
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Take an event of the engine's."""
+        if "summaryEvent" in event:
+            self.changes = event["summaryEvent"]["resourceChanges"]
+        said = event.get("diagnosticEvent")
+        if said is None:
+            return
+        text = _TAG.sub("", said["message"]).strip()
+        if said["severity"] == "error":
+            self.errors.append(text)
+        elif _PENDING in text:
+            self.say("the update before this one was cut short: going on from there")
+        elif said.get("ephemeral") or said["severity"] == "warning":
+            self.say(text)
+
+
+def open_stack(
+    root: Path, name: str, *, task_file: Path | None = None, create: bool = True, progress: Say | None = None
+) -> Stack:
+    """Return the stack of a task in the project at `root`; it is made when it is first needed, if `create`.
+
+    `task_file` is the task's where it is not `tasks/<name>.yaml`. Raises `EngineMissing`; `InvalidInput` for a project
+    that can't be read.
+    """
+    project = open_project(root)
+    if task_file is not None:
+        name_task(project, name, task_file.absolute())
+    quiet = progress or (lambda _line: None)
+    found = engine.find_or_install(quiet)
+    environment = backend.environment(project.root, engine=found, progress=quiet)
+    return Stack(project, name, task_file, Command(found), environment, create=create)
+
+
+class Stack:
+    """A task's stack. Each method is one update, and holds the stack's lock only as long as that."""
+
+    def __init__(
+        self,
+        project: Project,
+        name: str,
+        task_file: Path | None,
+        command: Command,
+        environment: Mapping[str, str],
+        *,
+        create: bool,
+    ) -> None:
+        """`open_stack` makes it."""
+        self.project, self.name, self._task_file, self._create = project, name, task_file, create
+        self._command, self._environment = command, dict(environment)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls of the engine's command line so far, and how long each took."""
+        return self._command.calls
+
+    def up(self, *, wait: bool, say: Say, rerun: bool = False) -> dict[str, Any]:
+        """Start the task's run, adopt it or leave it as it is, and return the stack's outputs.
+
+        With `wait` it returns once the run has ended. A run that failed is no failure of this. Raises what keeps the
+        run from starting, `StackLocked` and `EngineFailed`.
+        """
+        variables = {plugin.WAIT: "true" if wait else "false", plugin.RERUN: "1" if rerun else ""}
+        heard = self._listen(say)
+        self._existing(heard, lambda: self._update(heard, variables, "up", "--yes", "--skip-preview"))
+        return self._seen(heard)
+
+    def preview(self, *, say: Say, rerun: bool = False) -> Preview:
+        """Return what `up` would do. Runs nothing of the task; a stack that is made for it is removed again."""
+        heard = self._listen(say)
+        variables = {plugin.RERUN: "1" if rerun else ""}
+        before = self._settings()
+        made = self._exists() is False
+        if made:
+            self._make(heard)
+        try:
+            found = self._guarded(heard, lambda: self._update(heard, variables, "preview", "--diff"))
+        finally:
+            if made:
+                self._run("stack", "rm", "--yes")
+                self._tidy(before)
+        return Preview(heard.changes, found.stdout.strip())
+
+    def refresh(self, *, say: Say) -> dict[str, Any]:
+        """Look at the run, and let the stack and its outputs say what is true now. Raises `NotFound`."""
+        heard = self._listen(say)
+        arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true")
+        self._guarded(heard, lambda: self._update(heard, {}, *arguments))
+        return self._seen(heard)
+
+    def destroy(self, *, discard: bool, say: Say) -> None:
+        """End the run, bring its work back unless `discard`, and remove everything and the stack. Raises `NotFound`."""
+        heard = self._listen(say)
+        before = self._settings()
+        variables = {plugin.DISCARD: "1" if discard else ""}
+        self._guarded(heard, lambda: self._update(heard, variables, "destroy", "--yes", "--skip-preview", "--remove"))
+        self._tidy(before)
+
+    def outputs(self) -> dict[str, Any]:
+        """Return the stack's outputs as they were last saved. Raises `NotFound`."""
+        heard = self._listen(lambda _line: None)
+        said = self._guarded(heard, lambda: self._run("stack", "output", "--json", "--show-secrets"))
+        return _plain(json.loads(said.stdout or "{}"))
+
+    def _listen(self, say: Say) -> _Heard:
+        return _Heard(say, self.project.work / f".refusal.{secrets.token_hex(4)}")
+
+    def _existing(self, heard: _Heard, operate: Callable[[], Result]) -> Result:
+        """Operate on the stack, made first where there is none."""
+        if self._create and self._exists() is False:
+            self._make(heard)
+        try:
+            return self._guarded(heard, operate)
+        except NotFound:
+            if not self._create:
+                raise
+        self._make(heard)
+        return self._guarded(heard, operate)
+
+    def _make(self, heard: _Heard) -> None:
+        try:
+            self._guarded(heard, lambda: self._run("stack", "init", "--no-select"))
+        except EngineFailed as error:
+            # Somebody else made it meanwhile: that is what was wanted.
+            if not isinstance(error.__cause__, failures.StackAlreadyExistsError):
+                raise
+
+    def _exists(self) -> bool | None:
+        """Return whether the stack exists; None where only the engine can tell."""
+        url = self._environment.get("PULUMI_BACKEND_URL") or os.environ.get("PULUMI_BACKEND_URL") or ""
+        if not url.startswith("file:///"):
+            return None
+        stacks = Path(unquote(urlparse(url).path)) / ".pulumi" / "stacks" / self.project.name
+        return any((stacks / f"{self.name}.json{suffix}").exists() for suffix in ("", ".gz"))
+
+    def _guarded(self, heard: _Heard, operate: Callable[[], Result]) -> Result:
+        """Operate; a lock of a dead owner is taken over, and what the engine complains of becomes an error of ours."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return operate()
+            except failures.ConcurrentUpdateError as error:
+                locks.give_way(str(error), self.name, heard.say)
+                heard.errors.clear()
+            except failures.CommandError as error:
+                raise self._failure(heard, error) from error
+        raise EngineFailed(f"stack {self.name} is locked again and again", next_step="see what else works on it")
+
+    def _failure(self, heard: _Heard, error: failures.CommandError) -> BaseException:
+        refused = heard.refused or plugin.handed_over(heard.refusal)
+        if refused is not None:
+            return refused
+        if isinstance(error, failures.StackNotFoundError):
+            return NotFound(f"there is no stack {self.name} in project {self.project.name}")
+        said = str(error)
+        if "update canceled" in said or ("canceled" in said and not heard.errors):
+            return KeyboardInterrupt()
+        return EngineFailed("\n".join(dict.fromkeys(heard.errors)) or said.partition("stderr:")[2].strip() or said)
+
+    def _settings(self) -> bytes:
+        file = self.project.stack_file(self.name)
+        return file.read_bytes() if file.is_file() else b""
+
+    def _tidy(self, before: bytes) -> None:
+        """Leave of the removed stack's file what somebody configured there, and no salt without a stack."""
+        file = self.project.stack_file(self.name)
+        if b"config:" not in before:
+            file.unlink(missing_ok=True)
+        elif self._settings() != before:
+            file.write_bytes(before)
+
+    def _update(self, heard: _Heard, variables: Mapping[str, str], *arguments: str) -> CommandResult:
+        ours = {plugin.FAILURE: str(heard.refusal), locks.CONTROLLER: locks.controller()}
+        # Without it the engine knows no --event-log.
+        variables = {"PULUMI_DEBUG_COMMANDS": "true", **ours, **variables}
+        with serving(lambda: self._program(heard), heard.event) as served:
+            return self._run(*arguments, "--color", "never", *served, variables=variables)
+
+    def _program(self, heard: _Heard) -> None:
+        def seen(outputs: Mapping[str, Any]) -> None:
+            heard.outputs = outputs
+
+        try:
+            program.run(self.project.root, self.name, task_file=self._task_file, seen=seen)
+        except Exception as error:
+            # Kept as it is; what passes through the engine is text alone.
+            heard.refused = error
+            raise RunError(plugin.one_line(error)) from None
+
+    def _seen(self, heard: _Heard) -> dict[str, Any]:
+        return self.outputs() if heard.outputs is None else _plain(heard.outputs)
+
+    def _run(self, *arguments: str, variables: Mapping[str, str] | None = None) -> CommandResult:
+        environment = {**self._environment, **(variables or {})}
+        return self._command.run([*arguments, "--stack", self.name], str(self.project.work), environment)
+
+
+def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return outputs with whole numbers whole: the engine's are all floating point."""
+    return outputs_dict(outputs_from(outputs)) if outputs.get("status") else dict(outputs)

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# stage.sh RUNS STAGING: unpack the tar on stdin into RUNS/STAGING, for this user only.
+set -u
+
+main() {
+  umask 077
+  mkdir -p "$1/$2" && tar --no-same-owner -xf - -C "$1/$2"
+}
+
+main "$@"
+exit

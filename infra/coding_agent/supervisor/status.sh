@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# status.sh RUN [PROCESSES]: one round trip. A JSON line of what was seen, then .meta.json as it is.
+# With PROCESSES, what the run's processes use is added up: cumulative CPU ticks, so that the asker can divide.
+set -u
+here=${BASH_SOURCE[0]%/*}
+# shellcheck source=common.sh
+. "$here/common.sh"
+
+# held LOCK: whether somebody holds it. A free lock is a proof only where it still is the one that was taken.
+held() { plain "$1" && ! flock -n "$1" true; }
+
+size() { # bytes of a regular file
+  if plain "$1"; then stat -c %s -- "$1"; else echo 0; fi
+}
+
+main() {
+  local run=$1 id=${1##*/} pid ticks=0 pages=0 resident up boot supervised agent_free
+  clock
+  if [[ ! -d $run || -L $run ]]; then
+    supervised=true
+    supervisors "$run" || supervised=false
+    # Something else in its place, or nothing although its supervisor lives: somebody moved it.
+    if [[ -e $run || -L $run || $supervised == true ]]; then
+      printf '{"exists":true,"replaced":true,"supervised":%s,"now":%s}\n' "$supervised" "$NOW_EXACT"
+    else
+      printf '{"exists":false,"now":%s}\n' "$NOW_EXACT"
+    fi
+    return 0
+  fi
+  supervised=true agent_free=false
+  held "$run/.lock" || supervisors "$run" || supervised=false
+  if plain "$run/.lock.agent"; then
+    held "$run/.lock.agent" || agent_free=true
+  else
+    scan "$id" 0 0
+    ((${#PIDS[@]})) || agent_free=true
+  fi
+  IFS= read -r boot </proc/sys/kernel/random/boot_id
+  PIDS=()
+  if [[ ${2-} ]]; then
+    scan "$id" 0 0
+    for pid in "${PIDS[@]}"; do
+      process_stat "$pid" || continue
+      ticks=$((ticks + STAT[11] + STAT[12] + STAT[13] + STAT[14]))
+      read -r _ resident _ 2>/dev/null <"/proc/$pid/statm" || resident=0
+      pages=$((pages + resident))
+    done
+  fi
+  read -r up _ </proc/uptime
+  printf '{"exists":true,"now":%s,"boot_id":"%s","uptime":%s,"supervised":%s,"agent_free":%s,' \
+    "$NOW_EXACT" "$boot" "$up" "$supervised" "$agent_free"
+  printf '"processes":%d,"ticks":%d,"ticks_per_second":%d,"resident":%d,"stream":%d,"output":%d}\n' \
+    "${#PIDS[@]}" "$ticks" "$(getconf CLK_TCK)" "$((pages * $(getconf PAGESIZE)))" \
+    "$(size "$run/stream.jsonl")" "$(size "$run/output.log")"
+  plain "$run/.meta.json" && head -c 65536 -- "$run/.meta.json"
+  return 0
+}
+
+main "$@"
+exit

@@ -1,0 +1,257 @@
+"""`dispatch` and the Task handle, with the real engine, the real Claude Code and the scripted Messages API."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import coding_agent
+from coding_agent import api, dispatch, get_task, records
+from coding_agent.errors import ClaudeMissing, CredentialMissing, InvalidInput, NotFound
+from coding_agent.run import State
+from fakes.messages_api import MessagesApi
+from fakes.scenarios import scenario
+
+LIMIT = 120  # seconds
+
+# The README's example, word for word.
+SNIPPET = """
+from coding_agent import dispatch
+
+task = dispatch(
+    prompt="Fix the build...",
+    executor="crib",  # or "builder", "local"
+    max_turns=100,
+    labels={"rust", "heavy"}
+)
+
+# Monitor
+while task.running:
+    status = task.status()
+    print(f"CPU: {status.cpu}%, MEM: {status.mem}MB")
+    print(task.recent_activity())  # last 10 tool calls
+    time.sleep(30)
+"""
+
+
+@pytest.fixture(autouse=True)
+def dispatching(
+    engine_folder: Path,
+    claude_program: Path,
+    home: Path,
+    messages_api: MessagesApi,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
+    """Put the real programs on PATH and the scripted API behind the agent; remove what is left at the end."""
+    monkeypatch.setenv("PATH", f"{engine_folder}:{claude_program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", messages_api.url)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "canary-of-dispatch")
+    monkeypatch.chdir(tmp_path)
+    yield
+    for record in records.everything():
+        if not record.removed:
+            api.Task(record).cleanup(discard=True)
+
+
+def test_the_examples_in_the_documentation_run(messages_api: MessagesApi) -> None:
+    """Every example in the docstrings of the public interface runs and shows what it says."""
+    found = doctest.testmod(api)
+    assert found.attempted > 10
+    assert found.failed == 0
+
+
+def test_the_snippet_runs_as_written(home: Path, messages_api: MessagesApi, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example of README.md dispatches to a named executor and watches CPU, memory and activity until the end."""
+    file = home / ".config" / "openclaw" / "coding-agent.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("executors:\n  - {name: crib, type: local, labels: [quick]}\n")
+    watched: list[float] = []
+    names: dict[str, Any] = {}
+
+    def sleep(seconds: float) -> None:
+        watched.append(seconds)
+        messages_api.wait_for_turns(2)  # the agent has done its tool call and waits at the gate
+        if len(watched) > 1:
+            messages_api.open_gate()
+            names["task"].wait(timeout=LIMIT)
+
+    # Only the clock is another: nobody waits 30 seconds.
+    names["time"] = SimpleNamespace(sleep=sleep)
+    exec(SNIPPET.replace("Fix the build...", f"Fix the build... {scenario('gate')}"), names)
+    shown = capsys.readouterr().out
+    assert watched == [30, 30]
+    assert re.search(r"CPU: \d+\.\d+%, MEM: [1-9]\d*\.\d+MB", shown)
+    assert "['Bash" in shown.splitlines()[-1]
+    assert names["task"].outputs.status is State.SUCCEEDED
+    assert names["task"].outputs.executor == "crib"
+
+
+def test_labels_choose_the_executor(home: Path) -> None:
+    """Without a named executor the first one that carries all labels is used; where none does, the error says so."""
+    file = home / ".config" / "openclaw" / "coding-agent.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "executors:\n"
+        "  - {name: small, type: local, labels: [quick]}\n"
+        "  - {name: crib, type: local, labels: [rust, quick]}\n"
+    )
+    assert dispatch(command="true", labels={"rust", "quick"}).wait(LIMIT).executor == "crib"
+    with pytest.raises(InvalidInput, match="labels: no executor carries all of gpu"):
+        dispatch(command="true", labels={"gpu"})
+    with pytest.raises(InvalidInput, match=r"crab.*crib"):
+        dispatch(command="true", executor="crab")
+
+
+def test_another_process_finds_the_task() -> None:
+    """A task goes on when the process that dispatched it has ended; `get_task` and the command line know it."""
+    code = "from coding_agent import dispatch; print(dispatch(command='echo begun; sleep 600').id)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
+    task = get_task(done.stdout.strip())
+    status = task.status()
+    assert status.state is State.RUNNING
+    assert status.processes >= 1
+    assert status.mem > 0
+    assert status.uptime > 0
+    argv = [sys.executable, "-m", "coding_agent", "kill", task.id]
+    subprocess.run(argv, capture_output=True, timeout=LIMIT, check=True)
+    assert not task.running
+    assert task.logs() == ["begun"]
+
+
+def test_waiting_has_a_limit() -> None:
+    """`wait(timeout)` raises what is a TimeoutError when the run goes on, and leaves the run alone."""
+    task = dispatch(command="sleep 600")
+    with pytest.raises(TimeoutError) as caught:
+        task.wait(timeout=0.3)
+    assert isinstance(caught.value, api.WaitTimeout)
+    assert task.running
+
+
+def test_a_failure_is_in_the_outputs() -> None:
+    """A run that failed raises nothing: its outputs say so."""
+    outputs = dispatch(command="echo no; exit 3").wait(LIMIT)
+    assert (outputs.status, outputs.exit_code) == (State.FAILED, 3)
+
+
+def test_cleanup_leaves_the_results(home: Path) -> None:
+    """After `cleanup` neither stack nor task file nor run folder is left, and the log can still be read."""
+    task = dispatch(command="echo kept", name="once")
+    task.wait(LIMIT)
+    file = home / ".local/state/coding-agent/dispatch/tasks/once.yaml"
+    assert file.exists()
+    task.cleanup()
+    assert not file.exists()
+    assert not list((home / ".coding-agent" / "runs").glob("*"))
+    assert task.logs() == ["kept"]
+    assert get_task(task.id).outputs.status is State.SUCCEEDED
+    task.cleanup()
+
+
+def test_a_name_makes_it_repeatable() -> None:
+    """The same task under the same name is adopted; another one is refused while it runs."""
+    first = dispatch(command="sleep 600", name="nightly")
+    assert dispatch(command="sleep 600", name="nightly").id == first.id
+    with pytest.raises(InvalidInput, match="still running"):
+        dispatch(command="echo other", name="nightly")
+    first.kill()
+    other = dispatch(command="sleep 500", name="nightly")
+    assert other.id != first.id
+    first.cleanup()
+    assert other.running
+
+
+def test_two_of_the_same_are_two() -> None:
+    """Without a name the same prompt dispatched twice is two runs, also at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        tasks = list(pool.map(lambda _: dispatch(command="true"), range(2)))
+    assert len({task.id for task in tasks}) == 2
+    assert [task.wait(LIMIT).status for task in tasks] == [State.SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"prompt": "a", "command": "b"},
+        {"prompt": "a", "labels": "rust"},
+        {"prompt": "a\0b"},
+        {"prompt": "a", "name": "../up"},
+        {"prompt": "a", "max_turns": 0},
+        {"prompt": "a", "files": {"../x": ""}},
+    ],
+)
+def test_what_can_not_be_a_task(arguments: dict[str, Any], home: Path) -> None:
+    """Bad arguments are refused before anything is made."""
+    with pytest.raises(InvalidInput):
+        dispatch(**arguments)
+    assert not list((home / ".local/state/coding-agent/dispatch").glob("tasks/*.yaml"))
+
+
+def test_a_prompt_arrives_byte_for_byte(messages_api: MessagesApi) -> None:
+    """Quotes, newlines, shell words and emoji in a prompt reach the model as they were given."""
+    prompt = "--first\n\"double\" 'single' $(touch x) `touch y`\r\n\ttab 🦀 {brace} # hash: - item\n\n"
+    dispatch(prompt).wait(LIMIT)
+    assert messages_api.prompts() == [prompt]
+
+
+def test_a_repository_gets_the_commits_as_a_branch(tmp_path: Path) -> None:
+    """With `repo` the agent works on a copy of the repository, its commits arrive as a branch."""
+    repository = tmp_path / "shop"
+    git("init", "-q", "-b", "main", str(repository), cwd=tmp_path)
+    (repository / "deep").mkdir()
+    (repository / "deep" / "file").write_text("text")
+    git("add", "-A", cwd=repository)
+    git("commit", "-q", "-m", "Begin", cwd=repository)
+    task = dispatch(scenario("edit"), repo="deep", cwd=repository, branch="try")
+    assert git("status", "--porcelain", cwd=repository) == ""
+    assert task.wait(LIMIT).branch == "coding-agent/try"
+    assert git("log", "--format=%s", "coding-agent/try", cwd=repository) == "Add a note\nBegin\n"
+    task.cleanup()
+    assert sorted(each.name for each in repository.iterdir()) == [".git", "deep"]
+    with pytest.raises(InvalidInput, match="no git repository"):
+        dispatch(command="true", repo=tmp_path)
+
+
+def git(*arguments: str, cwd: Path) -> str:
+    """Run git and return what it printed."""
+    argv = ["git", *arguments]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_a_start_that_fails_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a new task can't be started the error says why, and neither its file nor a run is left."""
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with pytest.raises(CredentialMissing, match="ANTHROPIC_API_KEY"):
+        dispatch("Say hello.")
+    file = home / ".config" / "openclaw" / "coding-agent.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("executors:\n  - {name: local, type: local, claude_path: /no/such/claude}\n")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "canary-of-dispatch")
+    with pytest.raises(ClaudeMissing, match="/no/such/claude"):
+        dispatch("Say hello.")
+    assert records.everything() == []
+    assert not list((home / ".local/state/coding-agent/dispatch/tasks").iterdir())
+
+
+def test_an_unknown_id() -> None:
+    """`get_task` of what nobody dispatched raises NotFound."""
+    for unknown in ("0123456789abcdef", "../../etc", ""):
+        with pytest.raises(NotFound):
+            get_task(unknown)
+
+
+def test_the_package_exports_the_interface() -> None:
+    """`dispatch`, `get_task` and `Task` are what the package exports."""
+    assert coding_agent.dispatch is dispatch
+    assert coding_agent.Task is api.Task
