@@ -21,6 +21,7 @@ from coding_agent.paths import cache_dir
 PINNED_VERSION = "2.1.330"
 NPM_LIMIT = 15 * 60.0  # seconds; 175 MB
 _SAY_EVERY = 1.0
+_REPEAT_EVERY = 10.0  # the same once more, as while npm checks what it fetched
 _WAIT = 0.2
 _PACKAGE = "@anthropic-ai/claude-code-"
 _ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
@@ -208,7 +209,7 @@ def _pack(npm: str, version: str, work: Path, progress: Progress) -> Path:
 
 def _watch(process: subprocess.Popen[bytes], work: Path, version: str, progress: Progress) -> None:
     started = time.monotonic()
-    said = 0.0
+    said, shown = 0.0, ""
     while True:
         try:
             process.wait(timeout=_WAIT)
@@ -219,9 +220,10 @@ def _watch(process: subprocess.Popen[bytes], work: Path, version: str, progress:
                     f"npm did not fetch Claude Code {version} within {NPM_LIMIT / 60:.0f} minutes",
                     next_step="check the network and npm's registry setting, then run this again",
                 ) from None
-            if now - said >= _SAY_EVERY:
-                progress(f"fetching Claude Code {version} from npm: {_largest(work) / 1e6:.0f} MB")
-                said = now
+            line = f"fetching Claude Code {version} from npm: {_largest(work) / 1e6:.0f} MB"
+            if now - said >= (_SAY_EVERY if line != shown else _REPEAT_EVERY):
+                progress(line)
+                said, shown = now, line
         else:
             return
 

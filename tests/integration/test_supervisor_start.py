@@ -135,6 +135,10 @@ def test_a_folder_without_a_state_is_started_in(target: Target) -> None:
     assert target.run(DONE).state is State.SUCCEEDED
 
 
+# Signals 32 and 33 are the C library's own: no program can set them through it, and some that start us ignore them.
+OF_THE_C_LIBRARY = 1 << 31 | 1 << 32
+
+
 @pytest.mark.parametrize("program", ["perl and env", "env", "perl"])
 def test_the_agent_ignores_no_signal(target: Target, tmp_path: Path, program: str) -> None:
     """Signals have their default effect in the agent, also where whoever started it ignores them, as under nohup."""
@@ -149,7 +153,9 @@ def test_the_agent_ignores_no_signal(target: Target, tmp_path: Path, program: st
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert target.says("signals.txt").split() == ["SigIgn:", "0" * 16]
+    name, mask = target.says("signals.txt").split()
+    assert name == "SigIgn:"
+    assert not int(mask, 16) & ~OF_THE_C_LIBRARY, mask
 
 
 def _programs_without(tmp_path: Path, name: str) -> Path:

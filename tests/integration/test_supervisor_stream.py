@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -34,9 +35,11 @@ def _ended(look: Look) -> tuple[State | None, str | None, int]:
     return look.state, look.reason, look.meta.num_turns
 
 
-def test_the_result_need_not_begin_with_its_type(target: Target) -> None:
+@pytest.mark.parametrize("first", ["", '{"type":"result",'])
+def test_the_result_may_begin_with_its_type_or_not(target: Target, first: str) -> None:
     """The result event is recognised wherever in its line the type stands; what lingers after it is ended."""
-    look = target.run(say(INIT, message("m1", text("Hi.")), result()) + STAY)
+    line = first + result().removeprefix("{") if first else result()
+    look = target.run(say(INIT, message("m1", text("Hi.")), line) + STAY)
 
     assert _ended(look) == (State.SUCCEEDED, "lingering_after_result", 1)
 
@@ -250,10 +253,14 @@ def test_metadata_is_never_torn(target: Target) -> None:
 def test_a_full_disk_keeps_the_last_state_and_the_end_is_written(home: Path, tmp_path: Path, small_disk: Path) -> None:
     """On a full disk the last state stays readable, the end is still written, and the limit that was hit is said."""
     target = target_in(small_disk)
-    # Again and again: what the supervisor frees is taken as well.
-    fill = "while :; do head -c 100000000 /dev/zero >> fill.bin; sleep 0.02; done\n"
+    # Not before the state says that the agent runs; then again and again: what the supervisor frees is taken as well.
+    fill = (
+        'until grep -q \'"state":"running"\' ../.meta.json; do sleep 0.02; done\n'
+        "while :; do head -c 100000000 /dev/zero >> fill.bin; sleep 0.02; done\n"
+    )
     run = target.start(say(INIT) + fill, heartbeat=0)
     unwritten = run / ".meta.json.tmp"
+    until(lambda: target.meta()["state"] == "running" and not os.statvfs(run).f_bfree)
     until(lambda: time.time() - target.meta()["heartbeat"] > 1 and unwritten.exists() and not unwritten.stat().st_size)
     seen = [meta.parse((run / ".meta.json").read_bytes(), target.id()) for _ in range(200)]
     assert {each.state for each in seen} == {State.RUNNING}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import secrets
 import sys
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from coding_agent.credentials import AGENT_CREDENTIALS, agent_credential, agent_
 from coding_agent.errors import CredentialMissing
 from coding_agent.settings import ExecutorSpec, Settings
 from coding_agent.task import load
+from processes import processes_with_text
+from waiting import until
 
 
 def _settings(home: Path, **content: object) -> Settings:
@@ -86,13 +88,14 @@ def test_an_undeclared_name_is_not_taken_from_the_environment(home: Path, monkey
 
 def test_a_command_that_does_not_end_is_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command source has a time limit, and is gone with its children after it."""
-    monkeypatch.setattr(credentials, "_COMMAND_TIMEOUT", 0.5)
-    script = f"echo $$ > {home}/pid; sleep 300 & wait"
-    settings = _settings(home, secrets={"S": {"command": ["bash", "-c", script]}})
+    monkeypatch.setattr(credentials, "_COMMAND_TIMEOUT", 2.0)
+    mark = f"CANARY_{secrets.token_hex(8)}"
+    monkeypatch.setenv("MARK", mark)
+    settings = _settings(home, secrets={"S": {"command": ["bash", "-c", f"touch {home}/began; sleep 300 & wait"]}})
     with pytest.raises(CredentialMissing, match="within"):
         resolve(["S"], settings)
-    listing = subprocess.run(["ps", "-A", "-o", "pgid="], capture_output=True, text=True, check=True, timeout=10)
-    assert (home / "pid").read_text().strip() not in listing.stdout.split()
+    assert (home / "began").exists()
+    until(lambda: not processes_with_text(mark))
 
 
 @pytest.mark.parametrize("name", AGENT_CREDENTIALS)

@@ -145,6 +145,13 @@ listen() {
   esac
 }
 
+# see_result LINE: the agent has its time to end from now on; reading up to here may have taken long.
+see_result() {
+  RESULT=$1
+  clock
+  RESULT_AT=$NOW
+}
+
 # read_stream: count turns and find the end in what the agent has written since. A turn is a distinct top-level message.
 # MORE is set where there is more than can be read between two looks at the clock.
 read_stream() {
@@ -175,8 +182,9 @@ read_stream() {
       '{"type":"system"'*)
         [[ ! $SESSION_ID && ${line:0:4000} =~ \"session_id\":\"([A-Za-z0-9_-]{1,100})\" ]] && SESSION_ID=${BASH_REMATCH[1]}
         ;;
+      '{"type":"result"'*) see_result "$line" ;;
       '{"type":'*) ;;
-      *) [[ $line == *'"type":"result"'* ]] && RESULT=$line RESULT_AT=$NOW ;;
+      *) [[ $line == *'"type":"result"'* ]] && see_result "$line" ;;
     esac
     if ((PARAM[max_turns] > 0 && TURNS > PARAM[max_turns])); then
       end max_turns "turn $TURNS began; the limit is ${PARAM[max_turns]}"
