@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 
 from benchmarks.measure import Goal, Report, Series, side_by_side
 from benchmarks.world import World
@@ -22,7 +24,7 @@ stack.destroy() if sys.argv[2] == "destroy" else stack.up()
 TASK = "prompt: 'SCENARIO=text'\n"
 
 
-def _bare(world: World, verb: str) -> None:
+def _bare(world: World, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     folder = world.home / "bare"
     state = world.home / "bare-state"
     folder.mkdir(exist_ok=True)
@@ -32,9 +34,8 @@ def _bare(world: World, verb: str) -> None:
         "PULUMI_BACKEND_URL": f"file://{state}",
         "PULUMI_CONFIG_PASSPHRASE": "bench",
     }
-    subprocess.run(
-        [sys.executable, "-c", BARE, str(folder), verb], env=environment, check=True, capture_output=True, timeout=600
-    )
+    argv = [sys.executable, "-c", script, str(folder), *arguments]
+    return subprocess.run(argv, env=environment, check=True, capture_output=True, text=True, timeout=600)
 
 
 def _claude(world: World, series: Series) -> None:
@@ -63,8 +64,8 @@ def first_up(world: World, times: int) -> Report:
 
     def empty() -> None:
         with bare.timing():
-            _bare(world, "up")
-        _bare(world, "destroy")
+            _bare(world, BARE, "up")
+        _bare(world, BARE, "destroy")
 
     side_by_side(times, up, empty, lambda: _claude(world, agent))
     notes = ["a first up with the stack's creation; what `destroy` takes is not in it"]
@@ -76,7 +77,7 @@ def repeated_up(world: World, times: int) -> Report:
     ours, bare = Series("up, nothing changed"), Series("empty inline stack, nothing changed")
     world.task("again", TASK)
     world.cli("up", "again")
-    _bare(world, "up")
+    _bare(world, BARE, "up")
 
     def up() -> None:
         with ours.timing():
@@ -84,26 +85,82 @@ def repeated_up(world: World, times: int) -> Report:
 
     def empty() -> None:
         with bare.timing():
-            _bare(world, "up")
+            _bare(world, BARE, "up")
 
     side_by_side(times, up, empty)
     world.cli("destroy", "again", "--yes")
     return Report("repeated up", [ours, bare], [Goal(1.2, "empty inline stack, nothing changed")])
 
 
-def engine_calls(world: World, times: int) -> Report:
-    """Measure each call of the engine that an `up --detach` makes."""
-    script = (
-        "import json, sys; from pathlib import Path; from coding_agent import stack; "
-        "s = stack.open_stack(Path.cwd(), 'calls'); s.up(wait=False, say=lambda line: None); "
-        "print(json.dumps([[' '.join(call.arguments), call.seconds] for call in s.calls]))"
-    )
+OURS = """
+import json
+from pathlib import Path
+from coding_agent import stack
+opened = stack.open_stack(Path.cwd(), "calls")
+opened.up(wait=False, say=lambda line: None)
+print(json.dumps([[call.arguments, call.seconds] for call in opened.calls]))
+"""
+# The same way to the same stack as the Automation API goes it, its calls timed from outside.
+AUTOMATION = """
+import json, subprocess, sys, time
+from pulumi import automation
+calls, start = [], subprocess.Popen.__init__
+def timed(self, argv, *rest, **options):
+    calls.append([argv[1:], time.monotonic()])
+    start(self, argv, *rest, **options)
+wait = subprocess.Popen.wait
+def waited(self, *rest, **options):
+    code = wait(self, *rest, **options)
+    if calls and len(calls[-1]) == 2:
+        calls[-1].append(time.monotonic())
+    return code
+subprocess.Popen.__init__, subprocess.Popen.wait = timed, waited
+stack = automation.create_or_select_stack(
+    stack_name="bare", project_name="bare", program=lambda: None,
+    opts=automation.LocalWorkspaceOptions(work_dir=sys.argv[1]),
+)
+stack.up()
+print(json.dumps([[argv, end - begun] for argv, begun, end in calls]))
+"""
+
+
+def _called(argv: Sequence[str]) -> str:
+    """Return a call as people say it: without options, and without what differs from run to run."""
+    words = [word for word in argv if not word.startswith("-")]
+    return " ".join(["pulumi", *words[: 2 if words[0] in ("stack", "config", "plugin") else 1]])
+
+
+def engine_calls(world: World, times: int) -> list[Report]:
+    """Measure each call of the engine that a first `up --detach` makes, and those of the Automation API for the same.
+
+    The calls that only the second table has are those that were cut.
+    """
     world.task("calls", TASK)
-    series: dict[str, Series] = {}
-    for _ in range(times):
-        said = world.run(sys.executable, "-c", script).stdout
-        for name, seconds in json.loads(said.splitlines()[-1]):
-            words = [word for word in name.split() if not word.startswith("-")][:2]
-            series.setdefault(f"pulumi {' '.join(words)}", Series(f"pulumi {' '.join(words)}")).samples.append(seconds)
+    ours: dict[str, Series] = {}
+    theirs: dict[str, Series] = {}
+
+    def up() -> None:
+        _add(ours, world.run(sys.executable, "-c", OURS).stdout)
         world.cli("destroy", "calls", "--yes")
-    return Report("engine calls of one up --detach", list(series.values()))
+
+    def bare() -> None:
+        _add(theirs, _bare(world, AUTOMATION).stdout)
+        _bare(world, BARE, "destroy")
+
+    side_by_side(times, up, bare)
+    cut = sorted(theirs.keys() - ours.keys())
+    notes = [f"of the Automation API's calls these were cut: {', '.join(cut)}"]
+    return [
+        Report("engine calls of a first up --detach", list(ours.values()), notes=notes),
+        Report("engine calls of an empty inline stack through the Automation API", list(theirs.values())),
+    ]
+
+
+def _add(series: dict[str, Series], said: str) -> None:
+    """Add the seconds of each call; one that is made several times counts as often as it was made."""
+    count: Counter[str] = Counter()
+    for argv, seconds in json.loads(said.splitlines()[-1]):
+        name = _called(argv)
+        count[name] += 1
+        name += f" ({count[name]})" if count[name] > 1 else ""
+        series.setdefault(name, Series(name)).samples.append(seconds)

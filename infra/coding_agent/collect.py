@@ -30,6 +30,7 @@ ARCHIVE_LIMIT = 1_100 * MB  # a tar is a little larger than what it holds
 LOG_LIMIT = 128 * MB
 LOGS = ("stream.jsonl", "output.log", "stderr.log", "setup.log", "supervisor.log", "debug.log")
 WORK = ("work.patch", "work.bundle", "work.tar")
+_TRANSCRIPT = re.compile(r"home/projects/[A-Za-z0-9-]{1,255}/[A-Za-z0-9_.-]{1,200}")
 
 Say = Callable[[str], None]
 
@@ -53,6 +54,10 @@ def _collect(record: Record, executor: Executor, look: Look, screen: Screen, red
     collection.tidy()
     for step in (collection.files, collection.logs, collection.patch, collection.commits, collection.artifacts):
         collection.attempt(step)
+    if screen.renewed:
+        collection.notices.append(
+            "this machine's Claude login was renewed since the start: what came back was searched for the new one only"
+        )
     for notice in collection.notices:
         record = _noticed(record, screen.text(notice), say)
     patch, branch = collection.patch_path or record.outputs.patch, collection.branch or record.outputs.branch
@@ -173,12 +178,10 @@ class _Collection:
                 _copy(file, self.record.folder / "work.tar")
 
     def _transcript(self) -> tuple[str, ...]:
-        """Compute where Claude Code keeps the transcript; the session's id was checked to be a word."""
+        """Return where Claude Code keeps the transcript: in a folder that is named after the one it began in."""
         session = self.look.meta.session_id if self.look.meta else ""
-        if not session:
-            return ()
-        folder = re.sub(r"[^A-Za-z0-9]", "-", f"{self.executor.run_dir(self.record.run_id)}/workspace")
-        return (f"home/projects/{folder}/{session}.jsonl",)
+        names = self.executor.transcripts(self.record.run_id, session) if session else []
+        return tuple(name for name in names if _TRANSCRIPT.fullmatch(name))[:1]
 
     def _redacted(self, name: str, log: bytes) -> bytes:
         if len(log) >= LOG_LIMIT:

@@ -11,10 +11,11 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coding_agent import host_login
 from coding_agent.errors import CredentialMissing
 from coding_agent.redaction import Redactor
 
@@ -27,8 +28,10 @@ __all__ = [
     "Redactor",
     "agent_credential",
     "agent_environment",
+    "candidates",
     "check",
     "resolve",
+    "uses_host_login",
 ]
 
 AGENT_CREDENTIALS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
@@ -55,13 +58,13 @@ def resolve(names: Iterable[str], settings: Settings) -> dict[str, str]:
 
 
 def agent_credential(settings: Settings, executor: ExecutorSpec) -> dict[str, str]:
-    """Return the one credential that the agent gets: name -> value, or nothing where the host's login is used.
+    """Return the one credential that the agent gets: name -> value.
 
-    The first of AGENT_CREDENTIALS that has a source in the executors file, or else is set in the environment. Raises
-    `CredentialMissing` when there is none.
+    The host's login where the executor lets it be used; else the first of AGENT_CREDENTIALS that has a source in the
+    executors file, or else is set in the environment. Raises `CredentialMissing` when there is none.
     """
-    if _host_login(executor):
-        return {}
+    if uses_host_login(executor):
+        return host_login.read()
     name = _agent_credential_name(settings)
     if name is None:
         raise _no_credential(settings, executor)
@@ -74,7 +77,9 @@ def check(task: Task, settings: Settings, executor: ExecutorSpec) -> None:
     Raises `CredentialMissing` that names every one of them.
     """
     names = list(task.secrets)
-    agent = task.prompt is not None and not _host_login(executor)
+    if task.prompt is not None and uses_host_login(executor):
+        host_login.read()
+    agent = task.prompt is not None and not uses_host_login(executor)
     credential = _agent_credential_name(settings) if agent else None
     if credential is not None and credential in settings.secrets:
         names.append(credential)
@@ -88,6 +93,25 @@ def check(task: Task, settings: Settings, executor: ExecutorSpec) -> None:
         raise _no_credential(settings, executor)
 
 
+def uses_host_login(executor: ExecutorSpec) -> bool:
+    """Return whether the agent is given the host's own login there."""
+    return executor.type == "local" and executor.options.get("use_host_login") is True
+
+
+def candidates(name: str, settings: Settings, executor: ExecutorSpec) -> Iterator[str]:
+    """Yield what the value of a secret of a run on that executor can have been, as far as it can be had here now."""
+    with contextlib.suppress(CredentialMissing):
+        if name in settings.secrets:
+            yield resolve([name], settings)[name]
+    if name not in AGENT_CREDENTIALS:
+        return
+    with contextlib.suppress(CredentialMissing):
+        if uses_host_login(executor) and (value := host_login.read(even_expired=True).get(name)):
+            yield value
+    if name not in settings.secrets and (value := os.environ.get(name)):
+        yield value
+
+
 def agent_environment() -> dict[str, str]:
     """Return what the agent needs of this environment to reach its API; none of it is secret."""
     return {name: os.environ[name] for name in _PLAIN if os.environ.get(name)}
@@ -95,10 +119,6 @@ def agent_environment() -> dict[str, str]:
 
 class _UnavailableError(Exception):
     """A source has no value; the text completes a sentence that begins with the secret's name."""
-
-
-def _host_login(executor: ExecutorSpec) -> bool:
-    return executor.type == "local" and executor.options.get("use_host_login") is True
 
 
 def _agent_credential_name(settings: Settings) -> str | None:

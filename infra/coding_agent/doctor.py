@@ -118,7 +118,9 @@ def _executors() -> Iterator[Finding]:
 
 
 def _credential(settings: Settings) -> Finding:
-    from coding_agent.credentials import AGENT_CREDENTIALS
+    from coding_agent import host_login
+    from coding_agent.credentials import AGENT_CREDENTIALS, uses_host_login
+    from coding_agent.errors import CredentialMissing
 
     prevents = "tasks for an agent can't start; tasks with a `command` can"
     for name in AGENT_CREDENTIALS:
@@ -132,9 +134,13 @@ def _credential(settings: Settings) -> Finding:
             return Finding(_CREDENTIAL, State.OK, found)
         if os.environ.get(name):
             return Finding(_CREDENTIAL, State.OK, f"{name} in the environment")
-    hosts = [each.name for each in settings.executors if each.type == "local" and each.options.get("use_host_login")]
+    hosts = [each.name for each in settings.executors if uses_host_login(each)]
     if hosts:
-        return Finding(_CREDENTIAL, State.OK, f"this machine's own Claude login, on {', '.join(hosts)} only")
+        try:
+            name = next(iter(host_login.read()))
+        except CredentialMissing as error:
+            return Finding(_CREDENTIAL, State.MISSING, error.message, prevents, error.next_step)
+        return Finding(_CREDENTIAL, State.OK, f"this machine's own Claude login ({name}), on {', '.join(hosts)} only")
     return Finding(
         _CREDENTIAL,
         State.MISSING,

@@ -72,14 +72,6 @@ def prepared(
         yield Prepared(launch, values, packed.head if packed else "")
 
 
-def workspace(task: Task, run_dir: str) -> str:
-    """Return the folder on the target in which the agent begins."""
-    if task.workdir is None:
-        return f"{run_dir}/workspace"
-    own = task.workdir.startswith(("/", "~"))
-    return str(Path(task.workdir).expanduser()) if own else f"{run_dir}/workspace/{task.workdir}"
-
-
 def _params(task: Task, packed: Packed | None) -> dict[str, str]:
     limits = task.limits
     own = task.workdir is not None and task.workdir.startswith(("/", "~"))

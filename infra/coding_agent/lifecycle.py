@@ -79,7 +79,7 @@ def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
     if record.removed or (record.outputs.status.final and (record.collected or not collect)):
         return record
     try:
-        with contextlib.closing(executors.connect(spec_of(record))) as executor:
+        with contextlib.closing(executors.connect(record.spec)) as executor:
             return records.save(_observe(record, executor, say, collect))
     except ConnectionBroken as error:
         if record.outputs.status.final:
@@ -95,7 +95,7 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
     """
     from coding_agent.logs import Follower, Renderer
 
-    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+    with contextlib.closing(executors.connect(record.spec)) as executor:
         name = executor.log_file(record.kind)
         follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name)
         stage, readable = "", time.monotonic()
@@ -127,7 +127,7 @@ def usage(record: Record) -> ProcessUsage | None:
     """
     if record.removed or record.outputs.status.final:
         return None
-    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+    with contextlib.closing(executors.connect(record.spec)) as executor:
         look = executor.status(record.run_id, usage=True)
     if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
         return None
@@ -144,14 +144,14 @@ def usage(record: Record) -> ProcessUsage | None:
 def kill(record: Record, *, say: Say) -> Record:
     """End the agent; what it did is saved and brought back. Nothing to do for a run that has ended."""
     if not (record.removed or record.outputs.status.final):
-        with contextlib.closing(executors.connect(spec_of(record))) as executor:
+        with contextlib.closing(executors.connect(record.spec)) as executor:
             executor.kill(record.run_id)
     return observe(record, say=say)
 
 
 def set_timeout(record: Record, seconds: float) -> None:
     """Give a run that goes on another time limit, counted from its beginning."""
-    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+    with contextlib.closing(executors.connect(record.spec)) as executor:
         executor.poke(record.run_id, f"timeout {round(seconds)}")
 
 
@@ -162,7 +162,7 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
     """
     if record.removed:
         return
-    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+    with contextlib.closing(executors.connect(record.spec)) as executor:
         look = executor.status(record.run_id)
         if look.state is not None and not look.state.final:
             executor.kill(record.run_id)
@@ -187,11 +187,6 @@ def _release(record: Record) -> None:
         from coding_agent import repository
 
         repository.release(Path(record.root), record.base)
-
-
-def spec_of(record: Record) -> ExecutorSpec:
-    """Return the specification of the executor that the run was started on."""
-    return ExecutorSpec(**{**record.executor, "labels": tuple(record.executor.get("labels") or ())})
 
 
 def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec) -> Record:

@@ -89,8 +89,6 @@ def logs(
     `raw` shows the lines as the agent wrote them (still redacted), `debug` Claude Code's debug log. `poll` is in
     seconds. Raises `NotFound` where there is no such log.
     """
-    from coding_agent.lifecycle import spec_of
-
     name = "debug.log" if debug else "stream.jsonl" if record.kind == "agent" else "output.log"
     if not debug and record.outputs.reason in ("setup_failed", "setup_timeout", "workspace_failed"):
         name = "setup.log"  # it never came to another
@@ -98,7 +96,7 @@ def logs(
         for line in _last(_recorded(record, name, raw), n):
             write(line)
         return
-    with contextlib.closing(executors.connect(spec_of(record))) as executor:
+    with contextlib.closing(executors.connect(record.spec)) as executor:
         follower = Follower(record, executor, Renderer(name, outcome.screen(record), raw=raw), name)
         for line in _last(follower.new_lines(last=not follow), n):
             write(line)

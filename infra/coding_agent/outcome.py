@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from coding_agent import credentials
 from coding_agent.activity import Activity, describe, parse
-from coding_agent.errors import CredentialMissing
 from coding_agent.executors.base import Look
 from coding_agent.run import Outputs, State
 from coding_agent.settings import Settings
@@ -43,6 +41,7 @@ class Screen:
     run_id: str
     redactor: credentials.Redactor | None
     missing: tuple[str, ...] = ()
+    renewed: tuple[str, ...] = ()  # another value than the run was given is looked for
 
     def text(self, text: str) -> str:
         """Return what may be shown of `text`."""
@@ -70,30 +69,27 @@ def _without_path_at_end(text: str) -> str:
 def screen(record: Record) -> Screen:
     """Return the screen for a run's texts: its secrets' values are read from their sources once more.
 
-    A value that can't be read, or is not the one the run was given, could not be found in a text.
+    A value that can't be read, or is not the one the run was given, could not be found in a text. Only a host's login
+    may be another by now, because Claude Code renews it: then the new one is looked for, and that is said.
     """
-    settings = Settings.load() if record.secrets else None
+    settings = Settings.load() if record.secrets else Settings()
     values: dict[str, str] = {}
+    renewed: list[str] = []
     for name, given in record.secrets.items():
-        value = _value(name, settings) if settings else None
-        if value is not None and given in ("", mark(record.run_id, value)):
-            values[name] = value
+        found = list(credentials.candidates(name, settings, record.spec))
+        same = [value for value in found if given in ("", mark(record.run_id, value))]
+        if not same and name in credentials.AGENT_CREDENTIALS and credentials.uses_host_login(record.spec):
+            same, renewed = found, [*renewed, name]
+        if same:
+            values[name] = same[0]
     missing = tuple(name for name in record.secrets if name not in values)
-    return Screen(record.run_id, None if missing else credentials.Redactor(values), missing)
+    redactor = None if missing else credentials.Redactor(values)
+    return Screen(record.run_id, redactor, missing, tuple(renewed) if redactor else ())
 
 
 def mark(run_id: str, value: str) -> str:
     """Return a mark that tells whether a value is still the same; far too short to guess the value by."""
     return hashlib.sha256(f"{run_id}\0{value}".encode()).hexdigest()[:4]
-
-
-def _value(name: str, settings: Settings) -> str | None:
-    try:
-        if name not in settings.secrets and name in credentials.AGENT_CREDENTIALS:
-            return os.environ.get(name) or None
-        return credentials.resolve([name], settings)[name]
-    except CredentialMissing:
-        return None
 
 
 def measure(record: Record, look: Look, log: bytes, whole: bool, screen: Screen, log_path: str) -> Outputs:

@@ -21,6 +21,7 @@ from typing import Any
 from coding_agent import paths
 from coding_agent.errors import CodingAgentError, NotFound
 from coding_agent.run import Outputs, outputs_dict, outputs_from
+from coding_agent.settings import ExecutorSpec
 
 _POLL = 0.05  # seconds between two tries for a lock
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -40,7 +41,7 @@ class Record:
     kind: str = "agent"
     description: str = ""
     labels: tuple[str, ...] = ()
-    secrets: Mapping[str, str] = field(default_factory=dict)  # name -> mark of its value (see credentials.mark)
+    secrets: Mapping[str, str] = field(default_factory=dict)  # name -> mark of its value (see outcome.mark)
     artifacts: tuple[str, ...] = ()
     branch: str = ""
     lands: bool = False  # the agent's commits belong into the repository at `root`
@@ -55,6 +56,11 @@ class Record:
     def folder(self) -> Path:
         """Return the folder with the record and what was collected."""
         return folder(self.run_id)
+
+    @property
+    def spec(self) -> ExecutorSpec:
+        """Return the specification of the executor that the run was started on."""
+        return ExecutorSpec(**{**self.executor, "labels": tuple(self.executor.get("labels") or ())})
 
     def with_outputs(self, outputs: Outputs) -> Record:
         """Return this record with other outputs."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,13 +130,42 @@ def test_no_agent_credential(home: Path, tmp_path: Path) -> None:
         assert all(name in str(caught.value) for name in (*AGENT_CREDENTIALS, "use_host_login"))
 
 
-def test_host_login_only_where_the_user_says_so(home: Path, tmp_path: Path) -> None:
-    """With use_host_login on a local executor the agent gets no credential and needs none."""
-    settings = _settings(home, executors=[{"name": "local", "type": "local", "use_host_login": True}])
-    assert agent_credential(settings, _local(settings)) == {}
+def _log_in(home: Path, **account: object) -> None:
+    folder = home / ".claude"
+    folder.mkdir(exist_ok=True)
+    (folder / ".credentials.json").write_text(json.dumps({"claudeAiOauth": account}))
+
+
+def test_host_login_only_where_the_user_says_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With use_host_login on a local executor the agent gets this machine's login, and nothing else."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "from-environment")
+    _log_in(home, accessToken="the-token", expiresAt=(time.time() + 60) * 1000)
+    settings = _settings(home, executors=[{"name": "own", "type": "local", "use_host_login": True}])
     task = tmp_path / "task.yaml"
     task.write_text("prompt: Do it\n")
-    check(load(task, settings=settings), settings, _local(settings))
+
+    assert agent_credential(settings, settings.executor("own")) == {"CLAUDE_CODE_OAUTH_TOKEN": "the-token"}
+    assert agent_credential(settings, _local(settings)) == {"ANTHROPIC_API_KEY": "from-environment"}
+    check(load(task, settings=settings), settings, settings.executor("own"))
+
+
+def test_host_login_of_a_console_account(home: Path) -> None:
+    """A login that is an API key is given to the agent as that."""
+    (home / ".claude.json").write_text(json.dumps({"primaryApiKey": "the-key"}))
+    settings = _settings(home, executors=[{"name": "local", "type": "local", "use_host_login": True}])
+    assert agent_credential(settings, _local(settings)) == {"ANTHROPIC_API_KEY": "the-key"}
+
+
+@pytest.mark.parametrize("account", [{}, {"accessToken": "the-token", "expiresAt": 1}, {"accessToken": 7}])
+def test_no_host_login(home: Path, tmp_path: Path, account: dict[str, object]) -> None:
+    """Where there is no login, or one that has expired, that is said with what to do, before anything starts."""
+    _log_in(home, **account)
+    settings = _settings(home, executors=[{"name": "local", "type": "local", "use_host_login": True}])
+    task = tmp_path / "task.yaml"
+    task.write_text("prompt: Do it\n")
+    with pytest.raises(CredentialMissing, match=r"(?s)this machine.*run `claude`") as caught:
+        check(load(task, settings=settings), settings, _local(settings))
+    assert "the-token" not in str(caught.value)
 
 
 def test_check_runs_nothing_and_names_what_is_missing(home: Path, tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ class Executor:
         argv = ["bash", "-c", script, "no_plain_files", self.run_dir(task_id), *names]
         return self.connection.run(argv, timeout=30.0).stdout.decode("utf-8", "replace").splitlines()
 
+    def transcripts(self, task_id: str, session_id: str) -> list[str]:
+        """Return the names, in the run's folder, of the session's transcripts; they are as hostile as the target."""
+        script = 'cd -P -- "$1" && for f in home/projects/*/"$2".jsonl; do [[ -f $f && ! -L $f ]] && echo "$f"; done'
+        argv = ["bash", "-c", script, "transcripts", self.run_dir(task_id), session_id]
+        return self.connection.run(argv, timeout=30.0).stdout.decode("utf-8", "replace").splitlines()
+
     def fetch(self, task_id: str, name: str, into: IO[bytes], *, limit: int, cut: bool = False) -> bool:
         """Write a file of the run's folder into `into`, which is then at its beginning; False where there is none.
 

@@ -39,7 +39,7 @@ make_workspace() {
   mkdir -p -- "$WORKSPACE" || { end workspace_failed "$WORKSPACE can't be made"; return 1; }
   if [[ ${PARAM[repo]} ]]; then
     meanwhile check_out >>"$RUN/setup.log" 2>&1 ||
-      { end workspace_failed "the checkout failed: $(tail -n 3 -- "$RUN/setup.log" | head -c 600)"; return 1; }
+      { end workspace_failed "the checkout failed: $(why_git_failed)"; return 1; }
     BASE_SHA=$(save_git rev-parse --verify -q refs/coding-agent/base)
   fi
   if [[ -d $RUN/files ]]; then
@@ -49,6 +49,13 @@ make_workspace() {
     mkdir -p -- "$WORKDIR" || { end workdir_missing "${PARAM[workdir]} can't be made in the workspace"; return 1; }
   fi
   umask 077
+}
+
+# why_git_failed: git's reason, before which and after which it gives advice.
+why_git_failed() {
+  local said
+  said=$(grep -aE '^(fatal|error|remote): ' -- "$RUN/setup.log" | tail -n 3)
+  printf %s "${said:-$(tail -n 3 -- "$RUN/setup.log")}" | head -c 600
 }
 
 # check_out: the repository arrives in save.git; the workspace's own .git gets the same objects as hard links, so that
