@@ -11,6 +11,8 @@ ifneq ($(wildcard ../shared/pulumi/SHA256SUMS),)
 export CODING_AGENT_PULUMI_MIRROR ?= $(abspath ../shared/pulumi)
 endif
 export PATH := $(abspath $(BIN)):$(PATH)
+# The tests start Python hundreds of times: without its cache each start compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow lint format bench lock clean help
 

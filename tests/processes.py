@@ -17,6 +17,14 @@ def processes_with_text(text: str) -> list[int]:
     return sorted(pid for pid in _pids() if pid != os.getpid() and _carries(Path("/proc") / str(pid), needle))
 
 
+def arguments_of(pid: int) -> list[str]:
+    """Return a process's arguments; none of one that has ended."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return []
+
+
 def end_processes_of(home: Path) -> None:
     """End what a test left running in a home of its own."""
     deadline = time.monotonic() + LIMIT

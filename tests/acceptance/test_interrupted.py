@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fakes.messages_api import MessagesApi
 from fakes.scenarios import scenario
-from user import User
+from processes import arguments_of, processes_with_text
+from user import User, make_home, make_user
+from waiting import until
 
-MOMENTS = (0.1, 0.4, 0.7, 1.0, 1.3, 1.7, 2.1, 2.6, 3.3, 5.0)  # seconds after the beginning of an `up` of about 4
-LIMIT = 60.0  # seconds
+# From before anything has started to after the end, in parts of the time that an `up` takes on this machine.
+MOMENTS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.5)
+LIMIT = 120.0  # seconds
 TASK = f"""\
 prompt: {scenario("calls", count=6, delay=0.2)!r}
 limits:
@@ -25,27 +29,11 @@ limits:
 pytestmark = [pytest.mark.slow]
 
 
-def _processes() -> Iterator[tuple[int, list[str]]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                yield int(entry.name), (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-            except OSError:
-                continue
-
-
-def _belongs(pid: int, home: Path) -> bool:
-    try:
-        return f"HOME={home}".encode() in (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
 def _kill_engines(home: Path) -> int:
     """Kill every `pulumi` of that home; return how many there were."""
     killed = 0
-    for pid, argv in _processes():
-        if Path(argv[0]).name == "pulumi" and _belongs(pid, home):
+    for pid in processes_with_text(f"HOME={home}"):
+        if arguments_of(pid)[:1] and Path(arguments_of(pid)[0]).name == "pulumi":
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -55,27 +43,20 @@ def _kill_engines(home: Path) -> int:
 
 
 def _plugins(home: Path) -> list[int]:
-    return [
-        pid
-        for pid, argv in _processes()
-        if any(word in ("coding_agent.provider", "coding_agent.plugin") for word in argv) and _belongs(pid, home)
-    ]
+    return [pid for pid in processes_with_text(f"HOME={home}") if _is_plugin(arguments_of(pid))]
+
+
+def _is_plugin(argv: list[str]) -> bool:
+    return any(word == "coding_agent.provider" or word.endswith("/pulumi-resource-coding-agent") for word in argv)
 
 
 def _others(pids: list[int]) -> list[int]:
     """Leave out Pulumi's own language host: orphaned, it looks for its engine every five minutes and then ends."""
-    return [pid for pid in pids if not any("pulumi-language-python" in argv[0] for p, argv in _processes() if p == pid)]
-
-
-def _wait_until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not true():
-        assert time.monotonic() < deadline, f"{what} within {LIMIT:g} s"
-        time.sleep(0.05)
+    return [pid for pid in pids if not any("pulumi-language-python" in word for word in arguments_of(pid)[:1])]
 
 
 def _assert_one_run(user: User, processes_with: Callable[[str], list[int]]) -> None:
-    _wait_until(lambda: not _plugins(user.home), "the plugin ends with its engine")
+    until(lambda: not _plugins(user.home))
     again = user.cli("up", "job")
     assert "Traceback" not in again.stdout + again.stderr
     outputs = user.outputs("job")
@@ -84,18 +65,53 @@ def _assert_one_run(user: User, processes_with: Callable[[str], list[int]]) -> N
     assert len(list(user.record_dir("x").parent.iterdir())) == 1
     user.cli("destroy", "job", "--yes")
     assert not (user.home / ".coding-agent").exists()
-    _wait_until(lambda: not _others(processes_with(str(user.home))), "no process is left")
+    until(lambda: not _others(processes_with(str(user.home))))
+
+
+def _new_stack(user: User) -> None:
+    user.pulumi("stack", "init", "job", "--no-select")
+
+
+def _start_bare(user: User) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["pulumi", "up", "--yes", "--skip-preview", "--stack", "job"],
+        cwd=user.project,
+        env={**user.environment, **user.engine_environment()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, claude_program: Path, engine_folder: Path) -> dict[str, float]:
+    """Return how many seconds an undisturbed `up` takes, through each door."""
+    took = {}
+    for door in ("coding-agent", "pulumi"):
+        with pytest.MonkeyPatch.context() as patch, MessagesApi() as api:
+            folder = tmp_path_factory.mktemp(door)
+            user = make_user(make_home(folder / "home", patch), folder / "project", api, claude_program, engine_folder)
+            user.task("job", TASK)
+            if door == "pulumi":
+                _new_stack(user)
+            process = _start_bare(user) if door == "pulumi" else user.start("up", "job")
+            begun = time.monotonic()
+            with process:
+                assert process.wait(timeout=LIMIT) == 0
+            took[door] = time.monotonic() - begun
+    return took
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_command_line_leaves_one_run(
-    user: User, moment: float, processes_with: Callable[[str], list[int]]
+    user: User, lasting: dict[str, float], moment: float, processes_with: Callable[[str], list[int]]
 ) -> None:
     """After a kill -9 of `coding-agent` at any moment, `up` again ends with one session and nothing left."""
     user.task("job", TASK)
     process = user.start("up", "job")
     try:
-        process.wait(timeout=moment)
+        process.wait(timeout=moment * lasting["coding-agent"])
     except subprocess.TimeoutExpired:
         os.kill(process.pid, signal.SIGKILL)
         process.wait(timeout=LIMIT)
@@ -106,29 +122,15 @@ def test_killed_command_line_leaves_one_run(
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_engine_leaves_one_run(user: User, moment: float, processes_with: Callable[[str], list[int]]) -> None:
+def test_killed_engine_leaves_one_run(
+    user: User, lasting: dict[str, float], moment: float, processes_with: Callable[[str], list[int]]
+) -> None:
     """After a kill -9 of `pulumi` at any moment of a bare `pulumi up`, `up` again ends with one session."""
     user.task("job", TASK)
-    environment = {**user.environment, **user.engine_environment()}
-    subprocess.run(
-        ["pulumi", "stack", "init", "job", "--no-select"],
-        cwd=user.project,
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=LIMIT,
-    )
-    process = subprocess.Popen(
-        ["pulumi", "up", "--yes", "--skip-preview", "--stack", "job"],
-        cwd=user.project,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    _new_stack(user)
+    process = _start_bare(user)
     try:
-        process.wait(timeout=moment)
+        process.wait(timeout=moment * lasting["pulumi"])
     except subprocess.TimeoutExpired:
         assert _kill_engines(user.home) >= 1
         process.wait(timeout=LIMIT)

@@ -213,6 +213,7 @@ def _of_user(user: User) -> list[int]:
     return mine
 
 
+@pytest.mark.slow
 def test_kill_9_of_everything_leaves_no_secret_anywhere(owner: User) -> None:
     """A kill -9 of engine, plugin, supervisor and agent at once leaves no secret, and neither does what comes after."""
     _task(owner, prompt=scenario("secret+sleep", name=NAMES, form=list(FORMS), commit=False))
@@ -240,6 +241,7 @@ def test_kill_9_of_everything_leaves_no_secret_anywhere(owner: User) -> None:
     assert _leaks(owner) == {}
 
 
+@pytest.mark.slow
 def test_kill_9_while_the_work_is_brought_back_leaves_no_secret(owner: User) -> None:
     """A kill -9 of `collect` at any moment leaves no secret in the record: nothing lands there that isn't redacted."""
     bulk = "head -c 12000000 /dev/zero | tr '\\0' x | fold -w 999"

@@ -138,6 +138,7 @@ def test_what_runs_is_the_wheel(environment: dict[str, str], installed: Path, tm
     assert shop.sh("coding-agent version").split()[1].startswith("0.")
 
 
+@pytest.mark.slow
 def test_both_doors_work_in_two_repositories_with_tasks_of_one_name(
     environment: dict[str, str], tmp_path: Path, messages_api: MessagesApi
 ) -> None:

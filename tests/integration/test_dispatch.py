@@ -115,7 +115,7 @@ def test_labels_choose_the_executor(home: Path) -> None:
 
 def test_another_process_finds_the_task() -> None:
     """A task goes on when the process that dispatched it has ended; `get_task` and the command line know it."""
-    code = "from coding_agent import dispatch; print(dispatch(command='echo begun; sleep 600').id)"
+    code = "from coding_agent import dispatch; print(dispatch(command='echo begun; exec sleep 600').id)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
     task = get_task(done.stdout.strip())
     status = task.status()

@@ -175,6 +175,7 @@ def test_edit_commits_in_the_repository(agent: Agent, repository: Path) -> None:
     assert [result.get("is_error", False) for result in ended.tool_results()] == [False] * 5
 
 
+@pytest.mark.slow
 def test_five_hundred_turns(agent: Agent, messages_api: MessagesApi) -> None:
     """Five hundred turns come one after the other, none skipped and none twice."""
     ended = agent.run(scenario("loop", turns=500), "--max-turns", "1000", timeout=240)

@@ -14,6 +14,7 @@ import pytest
 from coding_agent import lifecycle, records
 from coding_agent.run import State
 from projects import Workplace
+from runs import alive
 from waiting import until
 
 ProcessesWith = Callable[[str], list[int]]
@@ -190,8 +191,7 @@ def test_the_plugin_ends_with_its_engine_even_before_it_serves(tmp_path: Path) -
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
 
-    plugin = Path("/proc") / done.stdout.strip()
-    until(lambda: not plugin.exists() or "State:\tZ" in (plugin / "status").read_text())
+    until(lambda: not alive(int(done.stdout)))
 
 
 def test_the_plugin_started_by_hand_says_what_it_is() -> None:

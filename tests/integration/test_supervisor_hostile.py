@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from coding_agent.run import State
+from processes import arguments_of, processes_with_text
 from runs import INIT, STAY, Target, alive, say, target_in
 from waiting import until
 
@@ -75,11 +76,9 @@ def test_whatever_the_folder_is_made_of_the_run_can_be_ended(target: Target, att
 
 def _supervisor(target: Target) -> int:
     """Return the supervisor's pid, from its arguments."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            argv = (entry / "cmdline").read_bytes().split(b"\0")
-            if str(target.folder()).encode() in argv and any(word.endswith(b"supervise.sh") for word in argv):
-                return int(entry.name)
+    for pid in processes_with_text(str(target.folder())):
+        if any(word.endswith("supervise.sh") for word in arguments_of(pid)):
+            return pid
     raise AssertionError("no supervisor")
 
 

@@ -111,5 +111,5 @@ def test_hostile_text_takes_no_long_time() -> None:
     redactor = Redactor({**VALUES, "slash": "\\\\x\\y", "space": "  a \n b  "})
     started = time.monotonic()
     for piece in (b"\\", b"%25", b"%", b" ", b"\n", b"a", b"c2", b"+", b"\\n", b"-----BEGIN KEY-----\n", b"s&amp;"):
-        redactor.bytes(piece * (300_000 // len(piece)))
+        redactor.bytes(piece * (100_000 // len(piece)))
     assert time.monotonic() - started < 60
