@@ -75,7 +75,8 @@ class _Collection:
     def __init__(self, record: Record, executor: Executor, look: Look, redactor: Redactor) -> None:
         self.record, self.executor, self.look, self.redactor = record, executor, look, redactor
         self.notices: list[str] = []
-        self.kept_back = False
+        # What the supervisor could not save is there alone; its notices say what that is.
+        self.kept_back = look.meta is not None and look.meta.unsaved
         self.patch_path: str | None = None
         self.branch: str | None = None
 

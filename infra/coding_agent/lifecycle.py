@@ -17,7 +17,7 @@ from coding_agent import executors, outcome, records
 from coding_agent.collect import collect as bring_back
 from coding_agent.collect import log_path
 from coding_agent.errors import CodingAgentError, ConnectionBroken, InvalidInput
-from coding_agent.executors.base import UNREADABLE, Executor, Look
+from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
 from coding_agent.records import Record
 from coding_agent.run import Outputs, ProcessUsage, State
 from coding_agent.settings import ExecutorSpec, Settings
@@ -52,7 +52,9 @@ def start(
     spec = settings.choose(task)
     known = records.load(run_id)
     with contextlib.closing(executors.connect(spec)) as executor:
-        if executor.status(run_id).state is not None:
+        look = executor.status(run_id)
+        # A start that was cut half-way left a folder and nothing that ran: it is begun anew.
+        if look.state is not None and look.reason != NOTHING_LEFT:
             say(f"run {run_id} was started before: adopting it")
             return observe(known or _new(task, run_id, project, stack, spec), say=say)
         if known is not None and known.outputs.started_at and not known.removed:

@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,12 +129,50 @@ def test_the_locks_tell_who_is_alive(target: Target) -> None:
     assert target.says("began.txt") == "began\n"
 
 
-def test_a_folder_without_a_state_is_started_in(target: Target) -> None:
-    """Where a start was killed before its run had any state, the next start starts it."""
-    target.folder().mkdir(parents=True)
-    (target.folder() / ".lock").touch()
+@pytest.mark.parametrize("left", [(".lock",), (".lock", "files/made.txt", "setup/00.sh", "params")])
+def test_a_folder_without_a_state_is_started_in(target: Target, left: tuple[str, ...]) -> None:
+    """Where a start was cut half-way, before its run had any state, the next start begins anew."""
+    for name in left:
+        (target.folder() / name).parent.mkdir(parents=True, exist_ok=True)
+        (target.folder() / name).write_text("exit 9\n")
 
-    assert target.run(DONE).state is State.SUCCEEDED
+    assert target.run(DONE, files={"files/other.txt": (b"x", 0o600)}).state is State.SUCCEEDED
+    assert not (target.folder() / "workspace" / "made.txt").exists()
+
+
+def test_looks_at_a_start_do_not_disturb_it(target: Target) -> None:
+    """However often a run is looked at while it starts and ends, nobody takes it for lost, and its end is seen."""
+    for number in range(3):
+        which = f"run{number}"
+        ended = threading.Event()
+        seen: set[tuple[State | None, str | None]] = set()
+
+        def watch(which: str = which, ended: threading.Event = ended, seen: set[Any] = seen) -> None:
+            while not ended.is_set():
+                look = target.look(which)
+                seen.add((look.state, look.reason))
+
+        with ThreadPoolExecutor(3) as pool:
+            looking = [pool.submit(watch) for _ in range(3)]
+            try:
+                assert target.run(DONE, which).state is State.SUCCEEDED
+                assert [target.look(which).state for _ in range(10)] == [State.SUCCEEDED] * 10
+            finally:
+                ended.set()
+            for each in looking:
+                each.result(60)
+        assert not [each for each in seen if each[0] is State.LOST], seen
+
+
+def test_a_staging_that_fails_leaves_nothing(target: Target) -> None:
+    """Where the run's files don't arrive whole nothing of them stays on the target."""
+    runs = Path(target.executor.root) / "runs"
+    argv = ["bash", f"{target.executor.scripts}/stage.sh", str(runs), ".staging-x"]
+
+    done = target.executor.connection.run(argv, stdin=b"no archive", timeout=30)
+
+    assert done.exit_code != 0
+    assert list(runs.iterdir()) == []
 
 
 # Signals 32 and 33 are the C library's own: no program can set them through it, and some that start us ignore them.

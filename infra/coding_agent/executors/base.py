@@ -24,6 +24,7 @@ from coding_agent.run import State
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a supervisor that lives is called unresponsive
 CHUNK = 4 * 1024 * 1024  # bytes fetched at once
 UNREADABLE = "no_readable_state"  # the reason of a run whose supervisor lives, while its state can't be believed
+NOTHING_LEFT = "nothing_left"  # the reason of a run that has a folder, and neither processes nor a state
 REPLACED = "folder_replaced"  # the reason of a run whose folder somebody put something else in the place of
 
 
@@ -237,7 +238,7 @@ def _state(probe: Mapping[str, Any], meta: Meta | None) -> tuple[State, str | No
     if meta is None:
         if supervised:
             return State.UNRESPONSIVE, UNREADABLE
-        return (State.UNRESPONSIVE, "supervisor_died") if agent else (State.LOST, "nothing_left")
+        return (State.UNRESPONSIVE, "supervisor_died") if agent else (State.LOST, NOTHING_LEFT)
     if meta.final and not supervised:
         return meta.state, meta.reason
     if meta.boot_id != probe["boot_id"]:

@@ -45,6 +45,7 @@ class Meta:
     first_event_at: float | None
     first_tool_at: float | None
     finished_at: float | None
+    unsaved: bool  # of the agent's work something is on the target alone
     heartbeat: float
     base: str
     head: str
@@ -159,6 +160,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "first_event_at": _optional(_time),
     "first_tool_at": _optional(_time),
     "finished_at": _optional(_time),
+    "unsaved": lambda value: value is not None and _truth(value),
     "heartbeat": _time,
     "base": _text(_SHA),
     "head": _text(_SHA),

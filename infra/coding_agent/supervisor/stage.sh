@@ -4,7 +4,9 @@ set -u
 
 main() {
   umask 077
-  mkdir -p "$1/$2" && tar --no-same-owner -xf - -C "$1/$2"
+  mkdir -p "$1/$2" && tar --no-same-owner -xf - -C "$1/$2" && return
+  rm -rf -- "${1:?}/${2:?}"
+  return 97
 }
 
 main "$@"

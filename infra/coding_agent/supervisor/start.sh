@@ -11,9 +11,13 @@ main() {
   local runs=$1 run_id=$2 staging=$3 run=$1/$2 waited launcher=() number supervisor
   umask 077
   exec 8<> <(:)
-  while :; do
+  # The folder appears whole and locked: whoever looks meanwhile sees no run, or one that somebody holds.
+  exec 9>>"$runs/$staging/.lock" && flock -n 9 || exit 96
+  if mv -T -- "$runs/$staging" "$run" 2>/dev/null; then staging=''; else exec 9>&-; fi
+  while [[ $staging ]]; do
     mkdir -p "$run" && clear_way "$run/.lock" && exec 9>>"$run/.lock" || exit 96
-    if ! flock -n 9; then
+    # Once more, because somebody who looks holds it for a moment.
+    if ! flock -n 9 && ! { pause 0.1; flock -n 9; }; then
       rm -rf -- "${runs:?}/$staging"
       echo adopted
       return 0
@@ -21,16 +25,20 @@ main() {
     # Whoever cleans up holds the lock and removes the folder: the file we locked must still be the one there.
     [[ $run/.lock -ef /dev/fd/9 ]] && break
   done
-  if [[ -s $run/.meta.json ]]; then
+  if [[ $staging && -s $run/.meta.json ]]; then
     rm -rf -- "${runs:?}/$staging"
     read_meta "$run"
     case $META in
       *'"final":true'*) echo ended ;;
-      *) if flock -n "$run/.lock.agent" true; then echo lost; else echo orphaned; fi ;;
+      *) if flock -s -n "$run/.lock.agent" true; then echo lost; else echo orphaned; fi ;;
     esac
     return 0
   fi
-  mv -f -- "$runs/$staging"/* "$run"/ && rm -rf -- "${runs:?}/$staging" || exit 96
+  if [[ $staging ]]; then
+    # A start that was cut half-way, before its run had any state, left something here.
+    find "$run" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf -- {} + &&
+      mv -f -- "$runs/$staging"/* "$run"/ && rm -rf -- "${runs:?}/$staging" || exit 96
+  fi
   : >>"$run/.lock.agent"
   # Whoever starts us may ignore signals (nohup does), the agent and its tools shall not; bash can't take that back.
   env --default-signal true 2>/dev/null && launcher=(env --default-signal)

@@ -7,7 +7,8 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/common.sh"
 
 # held LOCK: whether somebody holds it. A free lock is a proof only where it still is the one that was taken.
-held() { plain "$1" && ! flock -n "$1" true; }
+# A shared one is tried, so that two who look don't see each other.
+held() { plain "$1" && ! flock -s -n "$1" true; }
 
 size() { # bytes of a regular file
   if plain "$1"; then stat -c %s -- "$1"; else echo 0; fi
@@ -19,13 +20,16 @@ main() {
   if [[ ! -d $run || -L $run ]]; then
     supervised=true
     supervisors "$run" || supervised=false
-    # Something else in its place, or nothing although its supervisor lives: somebody moved it.
-    if [[ -e $run || -L $run || $supervised == true ]]; then
+    if [[ -d $run && ! -L $run ]]; then
+      : # made meanwhile
+    elif [[ -e $run || -L $run || $supervised == true ]]; then
+      # Something else in its place, or nothing although its supervisor lives: somebody moved it.
       printf '{"exists":true,"replaced":true,"supervised":%s,"now":%s}\n' "$supervised" "$NOW_EXACT"
+      return 0
     else
       printf '{"exists":false,"now":%s}\n' "$NOW_EXACT"
+      return 0
     fi
-    return 0
   fi
   supervised=true agent_free=false
   held "$run/.lock" || supervisors "$run" || supervised=false

@@ -32,7 +32,7 @@ main() {
     read_meta "$run"
     if flock -n 9; then
       # An end counts that its supervisor wrote before it ended; the agent could write one while it goes on.
-      if [[ $META == *'"final":true'* ]] && flock -n "$run/.lock.agent" true; then
+      if [[ $META == *'"final":true'* ]] && flock -s -n "$run/.lock.agent" true; then
         supervisors "$run" || return 0
         ((++going < 40)) && pause 0.05 && continue
       fi

@@ -17,6 +17,8 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/workspace.sh"
 
 WATCH_INTERVAL=2 # seconds between looks at memory and processes, where they have a limit; longer where a look is dear
+LONGEST_PAUSE=4   # seconds that are added at the most
+LONGEST_LOOK=90   # seconds that one round of looking may take; a longer one was a jump of the clock
 PAGE_SIZE=$(getconf PAGESIZE)
 
 declare -A PARAM=(
@@ -28,7 +30,7 @@ declare -A SEEN=()
 STATE=starting STAGE=starting REASON='' DETAIL='' EXIT_CODE=null FINAL=false
 AGENT=0 AGENT_START=0 SESSION=0 TURNS=0 SESSION_ID='' RESULT='' PARTIAL='' MORE='' LAST_EVENT=0 KILLS=0
 STARTED_AT=null FIRST_EVENT_AT=null FIRST_TOOL_AT=null FINISHED_AT=null
-WRITTEN='' FORGED=''
+WRITTEN='' FORGED='' UNSAVED=false
 STOP='' LIMIT_HITS='' NOTICES='' HEAD_SHA='' BASE_SHA='' START_SHA='' OWN_WORKSPACE=true DISK_NEXT=0 WATCH_NEXT=0 BEAT_NEXT=0
 
 read_params() {
@@ -76,7 +78,7 @@ write_meta() {
   state+="\"supervisor\":$$,\"supervisor_start\":${SUPERVISOR_START:-0},\"boot_id\":\"$boot\","
   state+="\"session_id\":$session,\"num_turns\":$TURNS,\"created_at\":${PARAM[created]},\"started_at\":$STARTED_AT,"
   state+="\"first_event_at\":$FIRST_EVENT_AT,\"first_tool_at\":$FIRST_TOOL_AT,\"finished_at\":$FINISHED_AT,"
-  state+="\"heartbeat\":$NOW_EXACT,\"base\":\"$BASE_SHA\",\"head\":\"$HEAD_SHA\","
+  state+="\"unsaved\":$UNSAVED,\"heartbeat\":$NOW_EXACT,\"base\":\"$BASE_SHA\",\"head\":\"$HEAD_SHA\","
   state+="\"limit_hits\":[${LIMIT_HITS%,}],\"notices\":[${NOTICES%,}]}"
   # In one piece: after several writes only the last one's failure would be seen.
   clear_way "$RUN/.meta.json.tmp" "$RUN/.meta.json"
@@ -98,6 +100,12 @@ limit_hit() { # limit_hit LIMIT DETAIL
   clock
   json_string detail "$2"
   LIMIT_HITS+="{\"limit\":\"$1\",\"at\":$NOW_EXACT,\"detail\":$detail},"
+}
+
+# unsaved TEXT: of the agent's work something is on this machine alone.
+unsaved() {
+  UNSAVED=true
+  notice "$1"
 }
 
 notice() {
@@ -177,6 +185,7 @@ read_stream() {
         [[ $FIRST_TOOL_AT == null && $line == *'"type":"tool_use"'* ]] && FIRST_TOOL_AT=$NOW_EXACT && BEAT_NEXT=0
         [[ $head =~ \"id\":\"([A-Za-z0-9_-]+)\" ]] || continue
         turn=${BASH_REMATCH[1]}
+        RESULT='' # after a result the session can go on, as when a task in the background has ended
         [[ ${SEEN[$turn]-} ]] || { SEEN[$turn]=1 TURNS=$((TURNS + 1)); }
         ;;
       '{"type":"system"'*)
@@ -248,10 +257,10 @@ look_at_limits() {
   if ((PARAM[memory] + PARAM[pids] > 0 && NOW >= WATCH_NEXT)); then
     began=${EPOCHREALTIME-0.0}
     look_at_memory_and_pids
-    # A look costs what the machine has processes: under 1% of the time, whatever the machine.
+    # A look costs what the machine has processes: under 1% of the time, as far as limits still mean something.
     ended=${EPOCHREALTIME-0.0}
-    took=$((10#${ended/./} - 10#${began/./})) # microseconds
-    WATCH_NEXT=$((NOW + WATCH_INTERVAL + took / 8000))
+    took=$(((10#${ended/./} - 10#${began/./}) / 8000)) # seconds
+    WATCH_NEXT=$((NOW + WATCH_INTERVAL + (took > LONGEST_PAUSE ? LONGEST_PAUSE : took)))
   fi
   if ((NOW >= BEAT_NEXT)); then
     BEAT_NEXT=$((NOW + PARAM[heartbeat]))
@@ -269,13 +278,26 @@ look_at_agent() {
   fi
 }
 
+# keep_time: take the time. Where it jumped since the last look (the machine slept, or its clock was set), what is
+# measured by it moves along: nobody has lost time in which he did not run.
+keep_time() {
+  local gap name
+  clock
+  gap=$((NOW - ${LAST_LOOK:-$NOW}))
+  LAST_LOOK=$NOW
+  ((gap < 0 || gap > LONGEST_LOOK)) || return 0
+  for name in DEADLINE LAST_EVENT STAGE_BEGAN RESULT_AT SETUP_BEGAN DISK_NEXT WATCH_NEXT BEAT_NEXT; do
+    printf -v "$name" %d "$((${!name:-0} + gap))"
+  done
+}
+
 # watch: until the process started by spawn has ended or has to. EXIT_CODE is its own, when it ended by itself.
 watch() {
   local alive=1 tick=${PARAM[tick]}
   clock
   STAGE_BEGAN=$NOW LAST_EVENT=$NOW
   while :; do
-    clock
+    keep_time
     kill -0 "$AGENT" 2>/dev/null || alive=0
     [[ $STAGE == agent ]] && read_stream
     [[ $STOP ]] && break
@@ -303,7 +325,7 @@ meanwhile() {
   { "$@"; REPLY=$?; printf 'done\n' 1<>"$RUN/.poke"; exit "$REPLY"; } 8>&- 9>&- &
   worker=$!
   while [[ $WORKING ]] && kill -0 "$worker" 2>/dev/null; do
-    clock
+    keep_time
     look_at_limits
     [[ $STOP ]] && return 1
     listen "${PARAM[tick]}"
@@ -450,7 +472,7 @@ main() {
   fi
   read_secrets || { echo "the secrets did not arrive whole; nothing was started" >&2; exit 98; }
   exec </dev/null 7>>"$RUN/.lock.agent"
-  flock -n 7
+  flock 7 # somebody who looks may hold it for a moment
   head -c 65536 /dev/zero >"$RUN/.ballast"
   write_meta || exit 97
   if make_workspace && { run_setup || [[ $STOP ]]; } && [[ ! $STOP ]]; then

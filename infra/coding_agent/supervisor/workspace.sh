@@ -74,6 +74,8 @@ check_out() {
   fi
   base=$(save_git rev-parse --verify 'refs/coding-agent/base^{commit}') || return 1
   save_git update-ref refs/coding-agent/base "$base" || return 1
+  # What is tracked is saved although .gitignore names it: with an empty index it would not be.
+  GIT_INDEX_FILE=$RUN/save.git/index save_git read-tree "$base" || return 1
   quiet_git init -q --template= "$WORKSPACE" || return 1
   cp -a -l -- "$RUN/save.git/objects/." "$objects/objects/" 2>/dev/null ||
     cp -a -- "$RUN/save.git/objects/." "$objects/objects/" || return 1
@@ -91,15 +93,16 @@ check_out() {
 # 50 GB would keep git busy for hours. LARGE is how many they are.
 snapshot() {
   local paths=(.) path
-  TREE='' LARGE=0
+  TREE='' LARGE=0 LEFT_OUT=''
   while ((LARGE < 1000)) && IFS= read -r -d '' path; do
     LARGE=$((LARGE + 1))
     paths+=(":(exclude,top,literal)${path#./}")
   done < <(cd -- "$WORKSPACE" && timeout 60 find . -xdev -path ./.git -prune -o -type f -size "+${LARGEST_FILE}c" -print0)
   export GIT_INDEX_FILE=$RUN/$SAVE_GIT/index
-  if save_git --work-tree="$WORKSPACE" -c core.excludesFile= -c core.autocrlf=false add -A -- "${paths[@]}" >/dev/null; then
-    TREE=$(save_git write-tree)
-  fi
+  # One path that git can't take must not keep the others out.
+  save_git --work-tree="$WORKSPACE" -c core.excludesFile= -c core.autocrlf=false -c core.protectNTFS=false \
+    add -A --ignore-errors -- "${paths[@]}" >/dev/null || LEFT_OUT=yes
+  TREE=$(save_git write-tree)
   unset GIT_INDEX_FILE
   [[ $TREE ]]
 }
@@ -131,7 +134,7 @@ renew_save_git() {
   plain "$RUN/shallow" && { cp -- "$RUN/shallow" "$new/shallow" || return 1; }
   SAVE_GIT=.save.git
   if plain "$old/index"; then
-    cp -- "$old/index" "$new/index"
+    cp -p -- "$old/index" "$new/index" # its time tells git which files were changed too soon after it to be sure
   elif [[ $START_SHA ]]; then
     GIT_INDEX_FILE=$new/index save_git read-tree "$START_SHA"
   fi
@@ -159,14 +162,34 @@ workspace_head() {
   [[ $head =~ ^[0-9a-f]{40}([0-9a-f]{24})?$ ]] && HEAD_SHA=$head
 }
 
+# other_tips: the commits that the checkout's branches and its stash name into TIPS, read as text, too.
+other_tips() {
+  local git=$WORKSPACE/.git file sha ref
+  TIPS=()
+  while ((${#TIPS[@]} < 200)) && IFS= read -r -d '' file; do
+    first_line "$file"
+    [[ $LINE =~ ^[0-9a-f]{40}([0-9a-f]{24})?$ ]] && TIPS+=("$LINE")
+  done < <(timeout 60 find "$git/refs/heads" "$git/refs/stash" -xdev -type f -print0 2>/dev/null)
+  plain "$git/packed-refs" || return 0
+  while ((${#TIPS[@]} < 200)) && read -r sha ref; do
+    [[ -e $git/$ref || ! $sha =~ ^[0-9a-f]{40}([0-9a-f]{24})?$ ]] || TIPS+=("$sha")
+  done < <(head -c 50000000 -- "$git/packed-refs" | grep -aE '^[0-9a-f]+ refs/(heads/|stash$)' | cut -c1-1000)
+}
+
 save_bundle() {
   if ! workspace_head; then
-    [[ $BASE_SHA ]] && notice "the checkout's HEAD names no commit: commits that the agent made are not saved as such"
+    [[ $BASE_SHA ]] && unsaved "the checkout's HEAD names no commit: commits that the agent made are not saved as such"
     return 0
   fi
-  [[ $HEAD_SHA == "$BASE_SHA" ]] && return 0
   local -x GIT_ALTERNATE_OBJECT_DIRECTORIES=$GIT_ALTERNATE_OBJECT_DIRECTORIES:$WORKSPACE/.git/objects
-  local range=(refs/coding-agent/work)
+  local range=(refs/coding-agent/work) others=0 tip
+  other_tips
+  for tip in "${TIPS[@]}"; do
+    save_git merge-base --is-ancestor "$tip" "$HEAD_SHA"
+    (($? == 1)) && others=$((others + 1))
+  done
+  ((others)) && unsaved "branches or stashes whose commits did not come along: $others"
+  [[ $HEAD_SHA == "$BASE_SHA" ]] && return 0
   save_git update-ref refs/coding-agent/work "$HEAD_SHA" || return 1
   [[ $BASE_SHA ]] && range+=("^$BASE_SHA")
   save_git bundle create -q "$RUN/work.bundle.tmp" "${range[@]}" && mv -f -- "$RUN/work.bundle.tmp" "$RUN/work.bundle"
@@ -177,8 +200,9 @@ save_patch() {
   snapshot || return 1
   # How many, not which: names are the agent's to choose, and .meta.json holds nothing secret. The patch has them.
   nested=$(save_git ls-tree -r "$TREE" | grep -ac '^160000 ')
-  ((nested)) && notice "nested repositories whose contents are not in the patch: $nested"
-  ((LARGE)) && notice "files of over $((LARGEST_FILE / 1000000)) MB that are not in the patch: $LARGE"
+  [[ $LEFT_OUT ]] && unsaved 'files that git could not read or name, which are not in the patch'
+  ((nested)) && unsaved "nested repositories whose contents are not in the patch: $nested"
+  ((LARGE)) && unsaved "files of over $((LARGEST_FILE / 1000000)) MB that are not in the patch: $LARGE"
   start=$(save_git rev-parse --verify -q "$START_SHA^{tree}") || start=$(save_git mktree </dev/null)
   save_git diff --binary --full-index --no-color --no-ext-diff --no-textconv --no-renames "$start" "$TREE" \
     >"$RUN/work.patch.tmp" && mv -f -- "$RUN/work.patch.tmp" "$RUN/work.patch"
@@ -188,19 +212,20 @@ save_patch() {
 save_work() {
   [[ $OWN_WORKSPACE == true ]] || return 0
   if [[ ! -d $WORKSPACE || -L $WORKSPACE ]]; then
-    [[ $STARTED_AT == null ]] || notice 'the workspace is no longer where it was made: nothing is saved'
+    [[ $STARTED_AT == null ]] || unsaved 'the workspace is no longer where it was made: nothing is saved'
     return 0
   fi
   # What is written below may neither follow a link that was put there nor wait for a reader.
   rm -rf -- "$RUN"/work.*
   timeout 60 find "$WORKSPACE" -xdev -type p -delete
   if ! type -P git >/dev/null; then
-    tar -cf "$RUN/work.tar.tmp" -C "$WORKSPACE" . && mv -f -- "$RUN/work.tar.tmp" "$RUN/work.tar"
+    tar -cf "$RUN/work.tar.tmp" -C "$WORKSPACE" . || unsaved 'files that tar could not read, which were not saved'
+    mv -f -- "$RUN/work.tar.tmp" "$RUN/work.tar"
     return 0
   fi
   [[ -e $RUN/save.git ]] || return 0
-  renew_save_git || { notice 'where the work is saved was destroyed: nothing is saved'; return 0; }
-  save_bundle || notice 'the commits could not be saved as a bundle'
-  save_patch || notice 'the changes could not be saved as a patch'
+  renew_save_git || { unsaved 'where the work is saved was destroyed: nothing is saved'; return 0; }
+  save_bundle || unsaved 'the commits could not be saved as a bundle'
+  save_patch || unsaved 'the changes could not be saved as a patch'
   rm -rf -- "$RUN"/work.*.tmp "${RUN:?}/$SAVE_GIT"
 }
