@@ -26,7 +26,7 @@ test: $(STAMP) lint ## Linters, types and every test but the slow ones
 	$(PYTEST) -m "not slow" -n 4 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) ## What takes over a minute each
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, shellcheck
 	$(BIN)/ruff check .

@@ -195,10 +195,10 @@ def dispatch(
 
     Exactly one of `prompt` (for an agent) and `command` (a shell command instead of one). A named `executor` is used
     whatever the labels; without one, the first executor that carries all of `labels` is. `repo` is a folder of a Git
-    repository (relative to `cwd`, default: the current folder; its HEAD is what the agent gets), or a mapping with
-    `url` and `ref`. `timeout` is in seconds. `agent` and `limits` take the task file's other fields of these names;
-    `say` receives lines about the start. A `name` makes it repeatable: the same task under the same name is adopted,
-    not run twice.
+    repository, relative to `cwd` (default: the current folder), whose HEAD the agent gets, or a mapping with `url` and
+    `ref`; without it the agent begins in an empty folder. `timeout` is in seconds. `agent` and `limits` take the task
+    file's other fields of these names; `say` receives lines about the start. A `name` makes it repeatable: the same
+    task under the same name is adopted, not run twice.
 
     Raises InvalidInput for what can't be a task (an unknown executor included), CredentialMissing, and CodingAgentError
     where it could not be started.

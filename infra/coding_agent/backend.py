@@ -54,7 +54,7 @@ def backend(root: Path | None = None) -> Backend:
     ours = (state_dir() / "backend").as_uri()
     url = os.environ.get("PULUMI_BACKEND_URL")
     if url and url != ours:  # ours got there through `exports`: nobody's choice
-        return Backend(url, "environment", "PULUMI_BACKEND_URL")
+        return Backend(_absolute(url, Path.cwd()), "environment", "PULUMI_BACKEND_URL")
     project = _project_file(root)
     url = _declared(project) if project else None
     if project and url:
@@ -84,12 +84,15 @@ def environment(
         # An empty passphrase is one, an empty file name is none.
         if _PASSPHRASE not in os.environ and not os.environ.get(_PASSPHRASE_FILE):
             added[_PASSPHRASE_FILE] = str(passphrase_file())
+        elif os.environ.get(_PASSPHRASE_FILE):
+            # The engine runs in another folder than the shell that named it.
+            added[_PASSPHRASE_FILE] = str(Path(os.environ[_PASSPHRASE_FILE]).expanduser().absolute())
     except OSError as error:
         raise InvalidInput(
             f"the state folder {state_dir()} can't be written: {error}",
             next_step="make it writable, or set XDG_STATE_HOME to a folder that is",
         ) from error
-    if chosen.url and chosen.chosen_by in ("project", "default"):
+    if chosen.url and chosen.chosen_by in ("environment", "project", "default"):
         added["PULUMI_BACKEND_URL"] = chosen.url
     return added | {name: value for name, value in _SWITCHES.items() if not os.environ.get(name)}
 

@@ -223,6 +223,7 @@ def _noticed(record: Record, notice: str, say: Say) -> Record:
     return record.with_outputs(replace(record.outputs, notices=(*record.outputs.notices, notice)))
 
 
-def log_path(record: Record, executor: Executor) -> str:
-    """Return where the run's log lies on the target."""
-    return f"{executor.run_dir(record.run_id)}/{executor.log_file(record.kind)}"
+def log_path(record: Record, executor: Executor, look: Look) -> str:
+    """Return where the run's log lies on the target; of one that ended before its agent began, the setup's."""
+    early = look.state is not None and look.state.final and look.meta is not None and look.meta.started_at is None
+    return f"{executor.run_dir(record.run_id)}/{'setup.log' if early else executor.log_file(record.kind)}"

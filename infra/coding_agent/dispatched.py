@@ -99,6 +99,7 @@ def destroy(record: Record, *, discard: bool, say: Say) -> None:
         except NotFound:
             lifecycle.cleanup(record, discard=discard, say=say)  # the stack is gone: what is left is the run itself
         if root == project():
+            (root / "stacks" / f"Pulumi.{record.stack}.yaml").unlink(missing_ok=True)
             _forget(_tasks(Path(record.root)) / f"{record.stack}.yaml")
 
 
@@ -213,7 +214,8 @@ def _undo(name: str, path: Path) -> None:
     from coding_agent import stack
 
     with suppress(CodingAgentError):
-        stack.open_stack(project(), name, create=False).destroy(discard=True, say=lambda _line: None)
+        # Never with discard: an older task of this name may have work that is nowhere else.
+        stack.open_stack(project(), name, create=False).destroy(discard=False, say=lambda _line: None)
     _forget(path)
 
 

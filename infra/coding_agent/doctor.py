@@ -165,8 +165,20 @@ def _problem(source: SecretSource) -> str | None:
     return None if shutil.which(Path(first).expanduser()) else "is not on PATH"
 
 
+def _claude_path() -> str | None:
+    """Return the program that the first local executor names; None where none does."""
+    from coding_agent.settings import Settings
+
+    try:
+        executors = Settings.load().executors
+    except CodingAgentError:
+        return None  # said elsewhere
+    return next((each.claude_path for each in executors if each.type == "local" and each.claude_path), None)
+
+
 def _claude(fix: bool, progress: Progress) -> Iterator[Finding]:
-    found = claude.find(progress=progress) or (claude.find_or_install(progress=progress) if fix else None)
+    path = _claude_path()
+    found = claude.find(path, progress=progress) or (claude.find_or_install(path, progress=progress) if fix else None)
     if found:
         yield Finding("Claude Code", State.OK, f"{found}, {claude.version_number(found)}")
         return

@@ -72,6 +72,10 @@ class ConnectionBroken(CodingAgentError):
     """The connection to the target failed or timed out; the run there may go on."""
 
 
+class OnAnotherMachine(ConnectionBroken):
+    """The run is on the local executor of another machine, or of another user: it can't be reached from here."""
+
+
 class CommandTimeout(ConnectionBroken):
     """A command on the target exceeded its time limit and was ended."""
 

@@ -43,6 +43,8 @@ def serving(program: Callable[[], None], heard: Callable[[Event], None]) -> Iter
         # After a failed update the engine is gone before the program has noticed.
         language.idle.wait(END_LIMIT)
         pool.shutdown(wait=False)
+    if events.broken is not None:
+        raise events.broken
 
 
 class _Language(LanguageServer):
@@ -70,6 +72,7 @@ class _Events(EventsServicer):
 
     def __init__(self, heard: Callable[[Event], None]) -> None:
         self._heard = heard
+        self.broken: BaseException | None = None
         self.idle = threading.Event()
         self.idle.set()
 
@@ -80,10 +83,18 @@ class _Events(EventsServicer):
             # Of an engine that was killed the stream breaks off.
             with suppress(grpc.RpcError):
                 for request in requests:
-                    self._heard(json.loads(request.event))
+                    self._hear(json.loads(request.event))
         finally:
             self.idle.set()
         return empty_pb2.Empty()
+
+    def _hear(self, event: Event) -> None:
+        """Pass an event on. Whoever can't take it (his output is closed) hears no more; the engine is heard out."""
+        if self.broken is None:
+            try:
+                self._heard(event)
+            except BaseException as error:
+                self.broken = error
 
 
 class _Listener:

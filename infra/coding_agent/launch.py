@@ -55,7 +55,9 @@ def prepared(
             from coding_agent import repository
 
             say("packing the repository")
-            packed = repository.pack(task.root, uncommitted=task.repo.uncommitted, into=Path(folder))
+            # Without a folder of its own for them the stack's file lies in the checkout, and holds an encryption salt.
+            ours = f"Pulumi.{task.name}.yaml"
+            packed = repository.pack(task.root, uncommitted=task.repo.uncommitted, into=Path(folder), ours=ours)
             files["repo.bundle"] = (packed.bundle, 0o600)
             if packed.shallow:
                 files["shallow"] = (packed.shallow, 0o600)

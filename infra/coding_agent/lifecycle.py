@@ -6,6 +6,7 @@ The provider, the command line and `dispatch` all use these and nothing else.
 from __future__ import annotations
 
 import contextlib
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from coding_agent import executors, outcome, records
 from coding_agent.collect import collect as bring_back
 from coding_agent.collect import log_path
-from coding_agent.errors import CodingAgentError, ConnectionBroken, InvalidInput
+from coding_agent.errors import CodingAgentError, ConnectionBroken, InvalidInput, OnAnotherMachine
 from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
 from coding_agent.records import Record
 from coding_agent.run import Outputs, ProcessUsage, State
@@ -56,13 +57,13 @@ def start(
         # A start that was cut half-way left a folder and nothing that ran: it is begun anew.
         if look.state is not None and look.reason != NOTHING_LEFT:
             say(f"run {run_id} was started before: adopting it")
-            return observe(known or _new(task, run_id, project, stack, spec), say=say)
+            return observe(known or _new(task, run_id, project, stack, spec, executor), say=say)
         if known is not None and known.outputs.started_at and not known.removed:
             return observe(known, say=say)
         if known is not None:
             _release(known)
         with launch.prepared(task, run_id, executor, spec, settings, say) as prepared:
-            record = _new(task, run_id, project, stack, spec)
+            record = _new(task, run_id, project, stack, spec, executor)
             marks = {name: outcome.mark(run_id, value) for name, value in prepared.secrets.items()}
             ready = round(time.monotonic() - begun, 3)
             record = replace(record, secrets=marks, base=prepared.base, target_ready=ready)
@@ -78,15 +79,17 @@ def start(
 
 def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
     """Look at the run's target and return the record as it is now; once the run has ended, bring its work back."""
+    record = records.latest(record)
     if record.removed or (record.outputs.status.final and (record.collected or not collect)):
         return record
     try:
-        with contextlib.closing(executors.connect(record.spec)) as executor:
+        with contextlib.closing(reach(record)) as executor:
             return records.save(_observe(record, executor, say, collect))
     except ConnectionBroken as error:
         if record.outputs.status.final:
             raise
-        outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason="no_connection", detail=error.message)
+        reason = "on_another_machine" if isinstance(error, OnAnotherMachine) else "no_connection"
+        outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason=reason, detail=error.message)
         return records.save(record.with_outputs(outputs))
 
 
@@ -97,7 +100,7 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
     """
     from coding_agent.logs import Follower, Renderer
 
-    with contextlib.closing(executors.connect(record.spec)) as executor:
+    with contextlib.closing(reach(record)) as executor:
         name = executor.log_file(record.kind)
         follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name)
         stage, readable = "", time.monotonic()
@@ -129,7 +132,7 @@ def usage(record: Record) -> ProcessUsage | None:
     """
     if record.removed or record.outputs.status.final:
         return None
-    with contextlib.closing(executors.connect(record.spec)) as executor:
+    with contextlib.closing(reach(record)) as executor:
         look = executor.status(record.run_id, usage=True)
     if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
         return None
@@ -146,14 +149,14 @@ def usage(record: Record) -> ProcessUsage | None:
 def kill(record: Record, *, say: Say) -> Record:
     """End the agent; what it did is saved and brought back. Nothing to do for a run that has ended."""
     if not (record.removed or record.outputs.status.final):
-        with contextlib.closing(executors.connect(record.spec)) as executor:
+        with contextlib.closing(reach(record)) as executor:
             executor.kill(record.run_id)
     return observe(record, say=say)
 
 
 def set_timeout(record: Record, seconds: float) -> None:
     """Give a run that goes on another time limit, counted from its beginning."""
-    with contextlib.closing(executors.connect(record.spec)) as executor:
+    with contextlib.closing(reach(record)) as executor:
         executor.poke(record.run_id, f"timeout {round(seconds)}")
 
 
@@ -162,25 +165,51 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
 
     Raises `InvalidInput` when work would be lost that was kept back or could not be brought back; nothing is removed.
     """
+    record = records.latest(record)
     if record.removed:
         return
-    with contextlib.closing(executors.connect(record.spec)) as executor:
+    with contextlib.closing(reach(record)) as executor:
         look = executor.status(record.run_id)
         if look.state is not None and not look.state.final:
+            say(f"ending run {record.run_id}, which was started in {record.root}")
             executor.kill(record.run_id)
-        if not discard:
+        if not discard and not (record.outputs.status.final and record.collected):
             record = records.save(_observe(record, executor, say, collect=True))
             if look.state is not None and not record.collected:
-                raise InvalidInput(
-                    f"run {record.run_id} has work that is on its target alone: " + "; ".join(record.outputs.notices),
-                    next_step=f"look at {executor.run_dir(record.run_id)} on {executor.name}; `--discard` gives it up",
-                )
+                raise _uncollected(record, executor)
         executor.cleanup(record.run_id)
     outputs = replace(record.outputs, log_path=str(records.log_file(record)))
     if not outputs.status.final:
         outputs = replace(outputs, status=State.KILLED, reason="killed")
     records.save(replace(record, outputs=outputs, removed=True))
     _release(record)
+
+
+def reach(record: Record) -> Executor:
+    """Return the live executor of a run.
+
+    Raises `OnAnotherMachine` for a run on a local executor that is not this one, and what `executors.connect` does.
+    """
+    executor = executors.connect(record.spec)
+    if record.spec.type == "local" and record.host and (record.host, record.home) != (platform.node(), executor.root):
+        raise OnAnotherMachine(
+            f"run {record.run_id} is on the local executor of {record.host}, in {record.home}: not reached from here",
+            next_step=f"repeat it there, or give the run up with `coding-agent destroy {record.stack} --discard`",
+        )
+    return executor
+
+
+def _uncollected(record: Record, executor: Executor) -> InvalidInput:
+    missing = outcome.screen(record).missing
+    where = f"{executor.run_dir(record.run_id)} on {executor.name}"
+    give_up = f"`coding-agent destroy {record.run_id} --discard` gives it up"
+    said = "; ".join(record.outputs.notices)
+    return InvalidInput(
+        f"run {record.run_id} has work that is on its target alone: {said}",
+        next_step=f"make {', '.join(missing)} readable here and repeat this; {give_up}"
+        if missing
+        else f"look at {where}; {give_up}",
+    )
 
 
 def _release(record: Record) -> None:
@@ -191,7 +220,7 @@ def _release(record: Record) -> None:
         repository.release(Path(record.root), record.base)
 
 
-def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec) -> Record:
+def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, executor: Executor) -> Record:
     return Record(
         run_id=run_id,
         task=task.name,
@@ -207,6 +236,8 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec) 
         artifacts=task.artifacts,
         branch=task.branch,
         lands=task.repo is not None and task.repo.path,
+        host=platform.node() if spec.type == "local" else "",
+        home=executor.root if spec.type == "local" else "",
         created_at=records.now(),
     )
 
@@ -238,13 +269,16 @@ def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Rec
         executor.kill(record.run_id, reason=look.reason or "lost")
         look = replace(executor.status(record.run_id), refused=look.refused)
     if look.state is None:
+        record = records.latest(record)
+        if record.removed:
+            return record  # by somebody else, while we looked
         if record.outputs.status.final:
             return replace(record, collected=True)
         gone = replace(record.outputs, status=State.LOST, reason="not_on_target")
         return replace(record.with_outputs(gone), collected=True)
     screen = outcome.screen(record)
     log, whole = _log_tail(record, executor, look)
-    record = record.with_outputs(outcome.measure(record, look, log, whole, screen, log_path(record, executor)))
+    record = record.with_outputs(outcome.measure(record, look, log, whole, screen, log_path(record, executor, look)))
     if look.meta and look.meta.base and not record.base:
         record = replace(record, base=look.meta.base)
     if collect and record.outputs.status.final and not record.collected:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from coding_agent import executors, outcome, records
+from coding_agent import outcome, records
 from coding_agent.activity import Activity, Init, Result, describe
 from coding_agent.credentials import Redactor
 from coding_agent.errors import NotFound
@@ -89,14 +89,17 @@ def logs(
     `raw` shows the lines as the agent wrote them (still redacted), `debug` Claude Code's debug log. `poll` is in
     seconds. Raises `NotFound` where there is no such log.
     """
+    from coding_agent.lifecycle import reach
+
+    record = records.latest(record)
     name = "debug.log" if debug else "stream.jsonl" if record.kind == "agent" else "output.log"
-    if not debug and record.outputs.reason in ("setup_failed", "setup_timeout", "workspace_failed"):
+    if not debug and record.outputs.status.final and record.outputs.started_at is None:
         name = "setup.log"  # it never came to another
     if record.removed or record.collected:
         for line in _last(_recorded(record, name, raw), n):
             write(line)
         return
-    with contextlib.closing(executors.connect(record.spec)) as executor:
+    with contextlib.closing(reach(record)) as executor:
         follower = Follower(record, executor, Renderer(name, outcome.screen(record), raw=raw), name)
         for line in _last(follower.new_lines(last=not follow), n):
             write(line)

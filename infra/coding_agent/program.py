@@ -125,7 +125,8 @@ def _declare(task: Task, settings: Settings, stack: str, root: Path) -> Run:
 def _fail_with_run(outputs: Mapping[str, Any]) -> None:
     status = State(outputs["status"])
     if status.final and status is not State.SUCCEEDED:
-        about = (f"run {outputs['run_id']} {status}", outputs.get("reason"), outputs.get("detail"))
+        code = f" {int(outputs['exit_code'])}" if outputs.get("reason") == "exit_code" else ""
+        about = (f"run {outputs['run_id']} {status}", f"{outputs.get('reason') or ''}{code}", outputs.get("detail"))
         pulumi.log.error(": ".join(str(each) for each in about if each))
         # After everything: the outputs are saved by then, and no exception has to pass through them.
         atexit.register(os._exit, 1)

@@ -56,13 +56,23 @@ def open_project(root: Path) -> Project:
     else:
         settings = work / "stacks"
     project = Project(root, name, work, settings)
-    settings.mkdir(parents=True, exist_ok=True)
-    work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(work / FILE, yaml.safe_dump(_own(declared, project), sort_keys=False), 0o600)
-    starter = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m coding_agent.provider "$@"\n'
-    (work / "plugin").mkdir(exist_ok=True)
-    _write(work / "plugin" / PLUGIN, starter, 0o700)
+    try:
+        settings.mkdir(parents=True, exist_ok=True)
+        _prepare(project, declared)
+    except OSError as error:
+        raise InvalidInput(
+            f"{error.filename or work} can't be written: {error.strerror}",
+            next_step="make it writable; XDG_STATE_HOME names another folder for what is ours",
+        ) from error
     return project
+
+
+def _prepare(project: Project, declared: Mapping[str, Any]) -> None:
+    project.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(project.work / FILE, yaml.safe_dump(_own(declared, project), sort_keys=False), 0o600)
+    starter = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m coding_agent.provider "$@"\n'
+    (project.work / "plugin").mkdir(exist_ok=True)
+    _write(project.work / "plugin" / PLUGIN, starter, 0o700)
 
 
 def default_name(root: Path, mark: str) -> str:

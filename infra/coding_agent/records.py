@@ -46,6 +46,8 @@ class Record:
     branch: str = ""
     lands: bool = False  # the agent's commits belong into the repository at `root`
     base: str = ""  # the commit the agent began with
+    host: str = ""  # of a run on a local executor: whose it is
+    home: str = ""  # and the folder of runs there
     created_at: float = 0.0  # controller's clock, seconds since the epoch
     target_ready: float = 0.0  # seconds from the beginning until the target could start the run
     cpu_seen: tuple[int, float] = (0, 0.0)  # ticks and the target's uptime at the last look
@@ -100,6 +102,11 @@ def load(run_id: str) -> Record | None:
         return Record(**{**values, "outputs": outputs_from(plain["outputs"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def latest(record: Record) -> Record:
+    """Return what is known of the run now: another process may have gone on since `record` was read."""
+    return load(record.run_id) or record
 
 
 def everything() -> list[Record]:
@@ -167,5 +174,5 @@ def now() -> float:
 def _entries() -> Iterator[Path]:
     try:
         yield from (entry for entry in paths.records_dir().iterdir() if _RUN_ID.fullmatch(entry.name))
-    except FileNotFoundError:
+    except OSError:  # there is none yet, or it is no folder
         return

@@ -85,11 +85,12 @@ def find_repository(folder: Path) -> Repository:
     return Repository(Git.of_user(top), top, bare=False)
 
 
-def pack(repo_root: Path, *, uncommitted: Uncommitted, into: Path) -> Packed:
+def pack(repo_root: Path, *, uncommitted: Uncommitted, into: Path, ours: str = "") -> Packed:
     """Write HEAD of the repository around `repo_root`, with its history, as a bundle into the folder `into`.
 
     With `uncommitted` "include" the bundle's commit is one more, which holds the uncommitted work; its reference is to
-    be removed by `release` unless the agent's commits land. Raises `InvalidInput` for what can't travel (each file or
+    be removed by `release` unless the agent's commits land. An untracked file called `ours`, which the engine has put
+    into the checkout, does not count and does not travel. Raises `InvalidInput` for what can't travel (each file or
     submodule named), `GitFailed` when git fails.
     """
     repository = find_repository(repo_root)
@@ -99,11 +100,11 @@ def pack(repo_root: Path, *, uncommitted: Uncommitted, into: Path) -> Packed:
     with tempfile.TemporaryDirectory(dir=into, prefix=".pack-") as scratch:
         own = borrowing_git_dir(Path(scratch) / "git", repository)
         _refuse_unpackable(own, head)
-        changed = [] if repository.bare else _changed(repository)
+        changed = [] if repository.bare else [each for each in _changed(repository) if not _is(ours, each)]
         if changed and uncommitted == "refuse":
             raise _uncommitted(repository, [path for _, path in changed])
         if changed and uncommitted == "include":
-            base = _commit_of_changes(repository, changed, head, identity or _NOBODY, Path(scratch) / "index")
+            base = _commit_of_changes(repository, changed, head, identity or _NOBODY, Path(scratch) / "index", ours)
             _refuse_unpackable(own, base)
         own.must("update-ref", REF, base)
         own.must("bundle", "create", str(bundle.resolve()), REF, timeout=BUNDLE_TIMEOUT)
@@ -169,8 +170,13 @@ def _changed(repository: Repository) -> list[tuple[str, str]]:
     return [(entry[:2], entry[3:]) for entry in entries]
 
 
+def _is(ours: str, change: tuple[str, str]) -> bool:
+    state, path = change
+    return state == "??" and bool(ours) and os.path.basename(path) == ours  # noqa: PTH119 - git's text, no path
+
+
 def _commit_of_changes(
-    repository: Repository, changed: list[tuple[str, str]], head: str, identity: tuple[str, str], index: Path
+    repository: Repository, changed: list[tuple[str, str]], head: str, identity: tuple[str, str], index: Path, ours: str
 ) -> str:
     """Return a new commit on `head` that holds the work tree; made through a copy of the index."""
     unmerged = [path for state, path in changed if state in _UNMERGED]
@@ -189,7 +195,9 @@ def _commit_of_changes(
         **{f"GIT_{who}_NAME": name for who in ("AUTHOR", "COMMITTER")},
         **{f"GIT_{who}_EMAIL": email for who in ("AUTHOR", "COMMITTER")},
     }
-    repository.git.must("add", "-A", "--", ".", env=env)
+    left_out = [path for state, path in _changed(repository) if _is(ours, (state, path))]
+    paths = [".", *(f":(exclude,top,literal){path}" for path in left_out)]
+    repository.git.must("add", "-A", "--", *paths, env=env)
     tree = repository.git.must("write-tree", env=env).line
     return repository.git.must("commit-tree", "-p", head, tree, stdin=_MESSAGE, env=env).line
 

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from pulumi import RunError
 from pulumi.automation import CommandResult
 from pulumi.automation import errors as failures
 
-from coding_agent import backend, engine, locks, plugin, program
+from coding_agent import backend, engine, locks, paths, plugin, program
 from coding_agent.command import Call, Command
 from coding_agent.errors import EngineFailed, NotFound
 from coding_agent.inprocess import serving
@@ -29,6 +30,7 @@ from coding_agent.run import outputs_dict, outputs_from
 Say = Callable[[str], None]
 Result = TypeVar("Result")
 _TAG = re.compile(r"<\{%.*?%\}>")  # the engine's markup for colours
+_SALT = re.compile(rb"(?m)^encryptionsalt:.*\n?")
 _PENDING = "pending operations from previous deployment"  # the engine's advice about them is not for us
 _ATTEMPTS = 3  # how often a stack's lock is taken over before it is reported
 
@@ -80,12 +82,13 @@ def open_stack(
     that can't be read.
     """
     project = open_project(root)
+    before = _content(project.stack_file(name))
     if task_file is not None:
         name_task(project, name, task_file.absolute())
     quiet = progress or (lambda _line: None)
     found = engine.find_or_install(quiet)
     environment = backend.environment(project.root, engine=found, progress=quiet)
-    return Stack(project, name, task_file, Command(found), environment, create=create)
+    return Stack(project, name, task_file, Command(found), environment, create=create, before=before)
 
 
 class Stack:
@@ -100,10 +103,11 @@ class Stack:
         environment: Mapping[str, str],
         *,
         create: bool,
+        before: bytes,
     ) -> None:
         """`open_stack` makes it."""
         self.project, self.name, self._task_file, self._create = project, name, task_file, create
-        self._command, self._environment = command, dict(environment)
+        self._command, self._environment, self._before = command, dict(environment), before
 
     @property
     def calls(self) -> list[Call]:
@@ -125,7 +129,6 @@ class Stack:
         """Return what `up` would do. Runs nothing of the task; a stack that is made for it is removed again."""
         heard = self._listen(say)
         variables = {plugin.RERUN: "1" if rerun else ""}
-        before = self._settings()
         made = self._exists() is False
         if made:
             self._make(heard)
@@ -133,8 +136,7 @@ class Stack:
             found = self._guarded(heard, lambda: self._update(heard, variables, "preview", "--diff"))
         finally:
             if made:
-                self._run("stack", "rm", "--yes")
-                self._tidy(before)
+                self._unmake()
         return Preview(heard.changes, found.stdout.strip())
 
     def refresh(self, *, say: Say) -> dict[str, Any]:
@@ -147,10 +149,9 @@ class Stack:
     def destroy(self, *, discard: bool, say: Say) -> None:
         """End the run, bring its work back unless `discard`, and remove everything and the stack. Raises `NotFound`."""
         heard = self._listen(say)
-        before = self._settings()
         variables = {plugin.DISCARD: "1" if discard else ""}
         self._guarded(heard, lambda: self._update(heard, variables, "destroy", "--yes", "--skip-preview", "--remove"))
-        self._tidy(before)
+        self._tidy()
 
     def outputs(self) -> dict[str, Any]:
         """Return the stack's outputs as they were last saved. Raises `NotFound`."""
@@ -212,22 +213,28 @@ class Stack:
             return KeyboardInterrupt()
         return EngineFailed("\n".join(dict.fromkeys(heard.errors)) or said.partition("stderr:")[2].strip() or said)
 
-    def _settings(self) -> bytes:
-        file = self.project.stack_file(self.name)
-        return file.read_bytes() if file.is_file() else b""
+    def _unmake(self) -> None:
+        """Remove the stack that was made for a preview, unless somebody has begun to use it."""
+        with suppress(failures.CommandError, EngineFailed):
+            self._run("stack", "rm", "--yes")
+            self._tidy()
 
-    def _tidy(self, before: bytes) -> None:
+    def _tidy(self) -> None:
         """Leave of the removed stack's file what somebody configured there, and no salt without a stack."""
-        file = self.project.stack_file(self.name)
-        if b"config:" not in before:
+        file, kept = self.project.stack_file(self.name), self._before
+        if b"secure:" not in kept:  # what is encrypted needs the salt
+            kept = _SALT.sub(b"", kept)
+        if b"config:" not in kept:
             file.unlink(missing_ok=True)
-        elif self._settings() != before:
-            file.write_bytes(before)
+        elif _content(file) != kept:
+            file.write_bytes(kept)
 
     def _update(self, heard: _Heard, variables: Mapping[str, str], *arguments: str) -> CommandResult:
         ours = {plugin.FAILURE: str(heard.refusal), locks.CONTROLLER: locks.controller()}
         # Without it the engine knows no --event-log.
         variables = {"PULUMI_DEBUG_COMMANDS": "true", **ours, **variables}
+        if os.environ.get("CODING_AGENT_CONFIG"):
+            variables["CODING_AGENT_CONFIG"] = str(paths.config_file().absolute())  # the engine runs in another folder
         with serving(lambda: self._program(heard), heard.event) as served:
             return self._run(*arguments, "--color", "never", *served, variables=variables)
 
@@ -248,6 +255,10 @@ class Stack:
     def _run(self, *arguments: str, variables: Mapping[str, str] | None = None) -> CommandResult:
         environment = {**self._environment, **(variables or {})}
         return self._command.run([*arguments, "--stack", self.name], str(self.project.work), environment)
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
 
 
 def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from coding_agent import lifecycle, records
-from coding_agent.errors import ConnectionBroken, InvalidInput
+from coding_agent.errors import InvalidInput, OnAnotherMachine
 from coding_agent.records import Record
-from coding_agent.run import State, outputs_dict, outputs_from
+from coding_agent.run import outputs_dict, outputs_from
 
 Values = Mapping[str, Any]
 Say = Callable[[str], None]
@@ -25,8 +24,7 @@ def properties(inputs: Values, record: Record) -> dict[str, Any]:
     # Names of secrets only: a mark, too, belongs on the machine that has their values.
     plain["secrets"] = dict.fromkeys(record.secrets, "")
     # As text: numbers in a state are all floating point.
-    kept = json.dumps({"host": platform.node(), **plain}, sort_keys=True)
-    return {**inputs, "outputs": outputs_dict(record.outputs), "record": kept}
+    return {**inputs, "outputs": outputs_dict(record.outputs), "record": json.dumps(plain, sort_keys=True)}
 
 
 def unknown(inputs: Values, marker: str) -> dict[str, Any]:
@@ -36,17 +34,16 @@ def unknown(inputs: Values, marker: str) -> dict[str, Any]:
 
 def observe(run_id: str, olds: Values, say: Say) -> Record:
     """Return the record of a run as it is now."""
-    record, elsewhere = _find(run_id, olds)
-    if elsewhere and not record.outputs.status.final:
-        outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason="on_another_machine", detail=elsewhere)
-        return record.with_outputs(outputs)
-    return record if elsewhere else lifecycle.observe(record, say=say)
+    record = _find(run_id, olds)
+    try:
+        return lifecycle.observe(record, say=say)
+    except OnAnotherMachine:
+        return record  # it has ended, and its work is where it was brought back
 
 
 def change_timeout(run_id: str, olds: Values, news: Values, say: Say) -> dict[str, Any]:
     """Give a run another time limit and return its properties."""
-    record, elsewhere = _find(run_id, olds)
-    _refuse(record, elsewhere)
+    record = _find(run_id, olds)
     if news.get("timeout") is not None:
         lifecycle.set_timeout(record, float(news["timeout"]))
     return properties(news, lifecycle.observe(record, say=say))
@@ -54,12 +51,13 @@ def change_timeout(run_id: str, olds: Values, news: Values, say: Say) -> dict[st
 
 def remove(run_id: str, olds: Values, *, discard: bool, say: Say) -> None:
     """End a run, bring its work back and remove it from its target; nothing to do where that was done."""
-    record, elsewhere = _find(run_id, olds)
-    if elsewhere and (discard or (record.collected and record.outputs.status.final)):
-        say(f"run {run_id} was on {elsewhere}: what it left there is removed by nobody")
-        return
-    _refuse(record, elsewhere)
-    lifecycle.cleanup(record, discard=discard, say=say)
+    record = _find(run_id, olds)
+    try:
+        lifecycle.cleanup(record, discard=discard, say=say)
+    except OnAnotherMachine as error:
+        if not (discard or (record.collected and record.outputs.status.final)):
+            raise
+        say(f"{error.message}; what it left there is removed by nobody")
 
 
 def remove_unfinished(run_id: str, *, discard: bool, say: Say) -> None:
@@ -69,31 +67,17 @@ def remove_unfinished(run_id: str, *, discard: bool, say: Say) -> None:
         lifecycle.cleanup(record, discard=discard, say=say)
 
 
-def _find(run_id: str, olds: Values) -> tuple[Record, str]:
-    """Return the record of a run, rebuilt from the state where this machine has none, and whose machine it is on.
-
-    The second is empty unless the run is on a machine that can't be reached from here.
-    """
+def _find(run_id: str, olds: Values) -> Record:
+    """Return the record of a run, rebuilt from the state where this machine has none."""
     known = records.load(run_id)
     if known is not None:
-        return known, ""
+        return known
     try:
         plain = json.loads(olds["record"])
-        host = str(plain.pop("host", ""))
         for name in ("labels", "artifacts"):
             plain[name] = tuple(plain.get(name) or ())
         names = {each.name for each in fields(Record)}
         values = {name: value for name, value in plain.items() if name in names}
-        record = Record(**values, outputs=outputs_from(olds["outputs"]))
+        return Record(**values, outputs=outputs_from(olds["outputs"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"the stack's state has no readable record of run {run_id}") from error
-    here = record.executor.get("type") != "local" or host == platform.node()
-    return record, "" if here else host
-
-
-def _refuse(record: Record, elsewhere: str) -> None:
-    if elsewhere:
-        raise ConnectionBroken(
-            f"run {record.run_id} is on {elsewhere}, whose local executor can't be reached from here",
-            next_step=f"repeat it on {elsewhere}, or give the run up with `coding-agent destroy --discard`",
-        )

@@ -132,7 +132,7 @@ def test_success_leaves_no_secret_anywhere(owner: User) -> None:
     outputs = owner.outputs("job")
     run_dir, record = owner.run_dir(outputs["run_id"]), owner.record_dir(outputs["run_id"])
     assert outputs["status"] == "succeeded", shown
-    assert (watch.seen, watch.looks > 50) == ({}, True)
+    assert (watch.seen, watch.looks > 5) == ({}, True)
     assert found((run_dir / "stream.jsonl").read_bytes(), ALL) == set(NAMES)  # it was printed
     assert found(shown + _everything_shown(owner, "job"), ALL) == set()
     assert _leaks(owner, but=_agents_own(run_dir)) == {}
@@ -169,7 +169,7 @@ def test_failure_leaves_no_secret_anywhere(owner: User) -> None:
     outputs = owner.outputs("job")
     run_dir, record = owner.run_dir(outputs["run_id"]), owner.record_dir(outputs["run_id"])
     assert (outputs["status"], outputs["exit_code"]) == ("failed", 7), shown[-3000:]
-    assert (watch.seen, watch.looks > 50) == ({}, True)
+    assert (watch.seen, watch.looks > 5) == ({}, True)
     assert found((run_dir / "output.log").read_bytes(), ALL) == {each.name for each in TOKENS}
     assert found(shown + _everything_shown(owner, "job"), ALL) == set()
     assert found(owner.cli("logs", "--debug", "job", code=None).stdout, ALL) == set()
@@ -186,6 +186,7 @@ def test_failure_leaves_no_secret_anywhere(owner: User) -> None:
     assert _leaks(owner) == {}
 
 
+@pytest.mark.slow
 def test_what_the_model_repeats_is_redacted(owner: User) -> None:
     """A secret that the agent's model read and uses in a call and in its answer is redacted wherever these show."""
     forms = ["raw", "base64", "url", "json"]
@@ -378,6 +379,7 @@ def test_the_agent_has_its_secrets_and_nothing_else(owner: User) -> None:
     assert not any(line.startswith(("ANTHROPIC", "CLAUDE")) for line in of_command.split("\0"))
 
 
+@pytest.mark.slow
 def test_a_key_that_was_changed_meanwhile_keeps_the_work_back(owner: User) -> None:
     """Where a secret is not the one any more that the run was given, its text is withheld and its work stays.
 
@@ -464,6 +466,7 @@ def test_commits_that_hold_a_secret_are_kept_back(owner: User, way: str) -> None
     assert _leaks(owner, but=_agents_own(run_dir)) == {}
 
 
+@pytest.mark.slow
 def test_names_of_the_agents_own_making_are_redacted(owner: User) -> None:
     """A secret in the name of an artifact or of a nested repository shows in no notice and lands in no record."""
     script = """\

@@ -62,38 +62,6 @@ def test_bare_up_waits_and_shows_what_happens(workplace: Workplace) -> None:
     assert workplace.changes() == {}
 
 
-def test_a_failed_run_fails_the_bare_update_and_keeps_its_outputs(workplace: Workplace) -> None:
-    """A bare update of a failed run exits non-zero, says why in one line, and its outputs can be read."""
-    workplace.task(command="exit 3")
-    workplace.new_stack()
-
-    shown = workplace.bare_up(succeeds=False)
-
-    outputs = workplace.outputs()
-    assert (outputs["status"], outputs["reason"], outputs["exit_code"]) == ("failed", "exit_code", 3)
-    assert f"error: run {outputs['run_id']} failed: exit_code" in shown
-    assert workplace.changes() == {}
-    workplace.bare_up(succeeds=False)
-    assert workplace.starts == 1
-
-
-def test_a_bare_up_reads_first(workplace: Workplace) -> None:
-    """Without waiting a bare update returns at once, and a later bare update shows the run's state of that moment."""
-    gate, command = _gate(workplace)
-    workplace.task(command=command, wait=False)
-    workplace.new_stack()
-    workplace.bare_up()
-    run_id = workplace.outputs()["run_id"]
-    assert workplace.outputs()["status"] == "running"
-
-    gate.touch()
-    workplace.ended(run_id)
-    workplace.bare_up()
-
-    outputs = workplace.outputs()
-    assert (outputs["status"], outputs["run_id"], workplace.starts) == ("succeeded", run_id, 1)
-
-
 def test_a_run_that_fails_meanwhile_fails_the_next_bare_update(workplace: Workplace) -> None:
     """A run still going fails no update; the first bare update after its failure does."""
     gate, command = _gate(workplace)

@@ -313,26 +313,6 @@ def test_preview_runs_nothing_and_leaves_nothing(workplace: Workplace, home: Pat
         workplace.stack(create=False).outputs()
 
 
-def test_both_doors_make_the_same_stack(workplace: Workplace) -> None:
-    """After an update through either door the other's preview is empty, and the selected stack is what it was."""
-    workplace.task("ours")
-    workplace.task("bare")
-    workplace.task("chosen")
-    workplace.pulumi("stack", "init", stack="chosen")
-    workplace.new_stack("bare")
-
-    workplace.up("ours")
-    workplace.bare_up("bare")
-
-    assert workplace.changes("ours") == {}
-    assert set(workplace.stack("bare").preview(say=workplace.said.append).changes) == {"same"}
-    workplace.bare_up("ours")
-    workplace.up("bare")
-    assert workplace.starts == 2
-    selected = subprocess.run(["pulumi", "stack", "ls", "--json"], cwd=workplace.root, capture_output=True, check=True)
-    assert [each["name"] for each in json.loads(selected.stdout) if each["current"]] == ["chosen"]
-
-
 def test_a_project_without_a_file_of_the_engines(home: Path, workplace: Workplace, tmp_path: Path) -> None:
     """A task file outside of any project runs too, and leaves no file beside it."""
     folder = tmp_path / "alone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -21,14 +22,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no exception leaves here, so no traceback reaches the user."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that can't show every character
     try:
         with signals.ending_cleanly():
             code = _run(given, as_json=as_json)
         flush()
-    except OutputClosed:
-        # Whoever read our output went away (`... | head`). Python would complain once more at its own end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+    except OutputClosed as closed:
+        # Python would complain once more at its own end.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
+        if closed.reason is None:
+            return OUTPUT_CLOSED
+        return failure.known(CodingAgentError(f"the output can't be written: {closed.reason}"), as_json=False)
     return code
 
 

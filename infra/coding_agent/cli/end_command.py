@@ -88,11 +88,12 @@ def destroy_command(run: str, discard: bool, yes: bool, as_json: bool) -> int:
     if as_json:
         screen.data({"stack": name, "run_id": found.run_id if found else None, "destroyed": True})
         return 0
-    screen.say(f"{name} is removed")
     fresh = _known(found.run_id) if found else None
+    replaced = found is not None and _known(name) not in (None, fresh)
+    screen.say(f"run {found.run_id} is removed; {name} has a later one" if found and replaced else f"{name} is removed")
     if fresh and fresh.outputs.branch:
         screen.say(f"  its commits are in the branch {fresh.outputs.branch}")
-    if fresh and fresh.outputs.patch and Path(fresh.outputs.patch).stat().st_size:
+    if fresh and fresh.outputs.patch and Path(fresh.outputs.patch).is_file():
         screen.say(f"  its changes are in {fresh.outputs.patch}")
     return 0
 

@@ -31,6 +31,8 @@ def list_command(project: bool, as_json: bool) -> int:
         screen.data([{**summary.document(each), **_origin(each)} for each in found])
     elif found:
         screen.table(("TASK", "RUN", "STATUS", "AGE", "TURNS", "COST", "EXECUTOR", "PROJECT"), [*map(_row, found)])
+        if any(not each.outputs.status.final for each in found):
+            screen.say("as they were when last looked at; `coding-agent status NAME` looks now")
     else:
         screen.say("no runs yet: `coding-agent up NAME` makes one")
     return 0

@@ -64,6 +64,8 @@ def validate_command(files: tuple[str, ...], as_json: bool) -> int:
     tasks = [path for path in asked if path.resolve() != paths.config_file().resolve()]
     problems += task.validate(tasks, settings)
     checked += tasks
+    if not checked and not problems:
+        raise NotFound("no task file here", next_step="`coding-agent init` makes one, or name a file")
     if as_json:
         valid = not problems
         found = [asdict(each) for each in problems]
@@ -74,8 +76,6 @@ def validate_command(files: tuple[str, ...], as_json: bool) -> int:
         count = len({each.file for each in problems})
         screen.say(f"{len(problems)} problem(s) in {count} of {len(checked)} file(s)")
         return InvalidInput.exit_code
-    if not checked:
-        raise NotFound("no task file here", next_step="`coding-agent init` makes one, or name a file")
     screen.say(f"{len(checked)} file(s) valid")
     return 0
 

@@ -19,7 +19,14 @@ COLOURS: Mapping[str, str] = {
 
 
 class OutputClosed(BaseException):
-    """Nobody reads our output any more. Not an Exception: nothing on the way may take it for a failure."""
+    """Our output can't be written. Not an Exception: nothing on the way may take it for a failure of its own.
+
+    Without a reason whoever read it went away (`... | head`).
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def flush() -> None:
@@ -32,16 +39,16 @@ def write(text: str) -> None:
     _to(sys.stdout, text)
 
 
-def _to(stream: TextIO, text: str) -> None:
+def _to(stream: TextIO | None, text: str) -> None:
+    if stream is None:
+        raise OutputClosed("it is closed")
     try:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
         raise OutputClosed from None
-    except UnicodeEncodeError:  # a terminal that can't show every character: show what it can
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
-        stream.flush()
+    except OSError as error:
+        raise OutputClosed(error.strerror or "unknown error") from None
 
 
 class Screen:
@@ -61,7 +68,7 @@ class Screen:
     @property
     def terminal(self) -> bool:
         """Whether people watch."""
-        return self.stream.isatty()
+        return self.stream is not None and self.stream.isatty()
 
     def say(self, text: str = "") -> None:
         """Show text to people, made harmless for a terminal and a CI log."""
@@ -93,8 +100,10 @@ class Screen:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, show_header=any(columns), header_style="bold", padding=(0, 2, 0, 0))
-        for column in columns:
-            table.add_column(Text(column), overflow="fold")
+        for number, column in enumerate(columns):
+            # What one may want to copy stays in one piece: the last column alone gives way.
+            last = number == len(columns) - 1
+            table.add_column(Text(column), overflow="fold", no_wrap=not last)
         for row in rows:
             # Text, not a string: a string would be read as markup, and cells come from tasks and targets.
             table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))

@@ -57,6 +57,7 @@ def rows(record: Record, usage: ProcessUsage | None = None) -> list[tuple[str, s
         *(("notice", each) for each in outputs.notices),
         ("branch", outputs.branch or ""),
         ("patch", outputs.patch or ""),
+        ("artifacts", _artifacts(record)),
         ("log", outputs.log_path or ""),
         ("removed", "from the executor; its results are kept here" if record.removed else ""),
     ]
@@ -103,7 +104,14 @@ def _started(record: Record) -> str:
 
 
 def _reason(outputs: Outputs) -> str:
-    return ": ".join(part for part in (outputs.reason, _short(outputs.detail or "")) if part)
+    code = f" {outputs.exit_code}" if outputs.reason == "exit_code" and outputs.exit_code is not None else ""
+    return ": ".join(part for part in (f"{outputs.reason or ''}{code}", _short(outputs.detail or "")) if part)
+
+
+def _artifacts(record: Record) -> str:
+    folder = record.folder / "artifacts"
+    count = sum(each.is_file() for each in folder.rglob("*")) if record.artifacts else 0
+    return f"{folder} ({count} file{'s' if count != 1 else ''})" if count else ""
 
 
 def _turns(record: Record) -> str:

@@ -345,7 +345,8 @@ run_setup() {
     watch
     [[ $STOP ]] && return 1
     if ((EXIT_CODE != 0)); then
-      end setup_failed "${script##*/} ended with exit code $EXIT_CODE"
+      script=${script##*/}
+      end setup_failed "setup command $((10#${script%.sh} + 1)) ended with exit code $EXIT_CODE"
       return 1
     fi
   done
