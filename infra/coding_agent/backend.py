@@ -84,17 +84,24 @@ def environment(
         # An empty passphrase is one, an empty file name is none.
         if _PASSPHRASE not in os.environ and not os.environ.get(_PASSPHRASE_FILE):
             added[_PASSPHRASE_FILE] = str(passphrase_file())
-        elif os.environ.get(_PASSPHRASE_FILE):
-            # The engine runs in another folder than the shell that named it.
-            added[_PASSPHRASE_FILE] = str(Path(os.environ[_PASSPHRASE_FILE]).expanduser().absolute())
     except OSError as error:
         raise InvalidInput(
             f"the state folder {state_dir()} can't be written: {error}",
             next_step="make it writable, or set XDG_STATE_HOME to a folder that is",
         ) from error
-    if chosen.url and chosen.chosen_by in ("environment", "project", "default"):
+    if chosen.url and chosen.chosen_by in ("project", "default"):
         added["PULUMI_BACKEND_URL"] = chosen.url
+    added |= _made_absolute(chosen)
     return added | {name: value for name, value in _SWITCHES.items() if not os.environ.get(name)}
+
+
+def _made_absolute(chosen: Backend) -> dict[str, str]:
+    """Return what the user has set to a relative path: the engine runs in another folder than his shell."""
+    file = os.environ.get(_PASSPHRASE_FILE, "")
+    found = {_PASSPHRASE_FILE: str(Path(file).expanduser().absolute()) if file else ""}
+    if chosen.url and chosen.chosen_by == "environment":
+        found["PULUMI_BACKEND_URL"] = chosen.url
+    return {name: value for name, value in found.items() if value and value != os.environ.get(name)}
 
 
 def exports(shell: str = "bash", *, root: Path | None = None, progress: Progress = quiet) -> str:

@@ -149,9 +149,10 @@ class Stack:
     def destroy(self, *, discard: bool, say: Say) -> None:
         """End the run, bring its work back unless `discard`, and remove everything and the stack. Raises `NotFound`."""
         heard = self._listen(say)
+        before = _content(self.project.stack_file(self.name))
         variables = {plugin.DISCARD: "1" if discard else ""}
         self._guarded(heard, lambda: self._update(heard, variables, "destroy", "--yes", "--skip-preview", "--remove"))
-        self._tidy()
+        self._tidy(before)
 
     def outputs(self) -> dict[str, Any]:
         """Return the stack's outputs as they were last saved. Raises `NotFound`."""
@@ -217,11 +218,11 @@ class Stack:
         """Remove the stack that was made for a preview, unless somebody has begun to use it."""
         with suppress(failures.CommandError, EngineFailed):
             self._run("stack", "rm", "--yes")
-            self._tidy()
+            self._tidy(self._before)
 
-    def _tidy(self) -> None:
+    def _tidy(self, before: bytes) -> None:
         """Leave of the removed stack's file what somebody configured there, and no salt without a stack."""
-        file, kept = self.project.stack_file(self.name), self._before
+        file, kept = self.project.stack_file(self.name), before
         if b"secure:" not in kept:  # what is encrypted needs the salt
             kept = _SALT.sub(b"", kept)
         if b"config:" not in kept:
