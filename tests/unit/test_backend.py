@@ -67,7 +67,7 @@ def test_passphrase_is_made_once(fake_engine: engine.Engine, home: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"])
-@pytest.mark.parametrize("value", ["secret", ""])
+@pytest.mark.parametrize("value", ["/my/secret", ""])
 def test_own_passphrase_wins(
     fake_engine: engine.Engine, home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
