@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from coding_agent.executors.connection import Completed
 from coding_agent.executors.local import LocalConnection
 from coding_agent.run import State
 from coding_agent.supervisor import SCRIPTS
-from runs import INIT, STAY, Target, alive, result, say, start_time, target_in
+from runs import INIT, STAY, Target, alive, result, say, start_time
 from waiting import until
 
 # A name that a careless reader of /proc/PID/stat takes for the end of the name.
@@ -49,14 +49,6 @@ WAYS = {
 FILES = {"files/respawn.sh": (RESPAWN.encode(), 0o644)}
 STARTED = "until [ -s child.pid ]; do sleep 0.02; done\n"
 NOBODY = 65534
-
-
-@pytest.fixture
-def target(home: Path, tmp_path: Path) -> Iterator[Target]:
-    """Return a target of this test's own; nothing of its runs is left."""
-    target = target_in(tmp_path / "target")
-    yield target
-    target.clean_up()
 
 
 @pytest.fixture

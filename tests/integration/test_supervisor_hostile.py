@@ -6,26 +6,17 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from coding_agent.run import State
 from processes import arguments_of, processes_with_text
-from runs import INIT, STAY, Target, alive, say, target_in
+from runs import INIT, STAY, Target, alive, say
 from waiting import until
 
 PATIENCE = 20.0  # seconds
 HERE = "echo $$ > pid\n"
-
-
-@pytest.fixture
-def target(home: Path, tmp_path: Path) -> Iterator[Target]:
-    """Return a target of this test's own; nothing of its runs is left."""
-    target = target_in(tmp_path / "target")
-    yield target
-    target.clean_up()
 
 
 def _assert_killed_and_removed(target: Target) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,10 @@ import pytest
 from coding_agent.errors import StartFailed
 from coding_agent.executors.base import Executor, Launch
 from coding_agent.run import State
-from runs import INIT, STAY, Target, alive, message, result, say, target_in
+from runs import INIT, STAY, Target, alive, message, result, say
 from waiting import until
 
 DONE = say(INIT, message("m1"), result())
-
-
-@pytest.fixture
-def target(home: Path, tmp_path: Path) -> Iterator[Target]:
-    """Return a target of this test's own; nothing of its runs is left."""
-    target = target_in(tmp_path / "target")
-    yield target
-    target.clean_up()
 
 
 def _together(count: int, act: Callable[[], object]) -> list[BaseException]:

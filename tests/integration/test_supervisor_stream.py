@@ -22,14 +22,6 @@ from waiting import until
 MB = 1_000_000
 
 
-@pytest.fixture
-def target(home: Path, tmp_path: Path) -> Iterator[Target]:
-    """Return a target of this test's own; nothing of its runs is left."""
-    target = target_in(tmp_path / "target")
-    yield target
-    target.clean_up()
-
-
 def _ended(look: Look) -> tuple[State | None, str | None, int]:
     assert look.meta is not None
     return look.state, look.reason, look.meta.num_turns

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from coding_agent.executors.base import Look
 from coding_agent.run import State
-from runs import INIT, Target, result, say, target_in
-
-
-@pytest.fixture
-def target(home: Path, tmp_path: Path) -> Iterator[Target]:
-    """Return a target of this test's own; nothing of its runs is left."""
-    target = target_in(tmp_path / "target")
-    yield target
-    target.clean_up()
+from runs import INIT, Target, result, say
 
 
 @pytest.fixture
