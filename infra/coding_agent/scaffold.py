@@ -16,7 +16,8 @@ _FILES = (
     ("infra/plugin/pulumi-resource-coding-agent", "template/plugin.sh", 0o755),
     ("tasks/example.yaml", "template/example.yaml", 0o644),
     ("tasks/task.schema.json", "schemas/task.schema.json", 0o644),
-    ("stacks/.gitignore", "template/gitignore.txt", 0o644),
+    ("infra/.gitignore", "template/gitignore-infra.txt", 0o644),
+    ("stacks/.gitignore", "template/gitignore-stacks.txt", 0o644),
 )
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
