@@ -223,6 +223,27 @@ def test_a_repository_gets_the_commits_as_a_branch(tmp_path: Path) -> None:
         dispatch(command="true", repo=tmp_path)
 
 
+def test_a_name_used_for_something_else_loses_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """A dispatch under the name of a run whose work was kept back is refused, and that work stays where it is."""
+    file = home / ".config" / "openclaw" / "coding-agent.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("secrets:\n  TOKEN: {env: TOKEN}\n")
+    monkeypatch.setenv("TOKEN", "canary-of-the-name")
+    repository = tmp_path / "shop"
+    git("init", "-q", "-b", "main", str(repository), cwd=tmp_path)
+    git("commit", "-q", "--allow-empty", "-m", "Begin", cwd=repository)
+    leak = "echo $TOKEN > leak.txt; git add leak.txt; git commit -q -m Leak"
+    task = dispatch(command=leak, name="same", repo=repository, secrets=["TOKEN"])
+    assert any("kept back" in notice for notice in task.wait(LIMIT).notices)
+
+    with pytest.raises(InvalidInput, match="on its target alone"):
+        dispatch(command="true", name="same")
+
+    assert (home / ".coding-agent" / "runs" / task.id / "work.bundle").exists()
+
+
 def git(*arguments: str, cwd: Path) -> str:
     """Run git and return what it printed."""
     argv = ["git", *arguments]
