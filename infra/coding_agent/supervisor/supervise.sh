@@ -65,6 +65,7 @@ read_secrets() {
 # write_meta: the state of the run, atomically. A full disk keeps the old one (and is a limit that was hit).
 write_meta() {
   local reason=null detail session task boot state
+  local NOW NOW_EXACT # the loop's own time is taken by keep_time alone: a jump must not be met half-way
   look_at_meta
   [[ $REASON ]] && json_string reason "$REASON"
   json_string detail "$DETAIL"
@@ -96,7 +97,7 @@ look_at_meta() {
 }
 
 limit_hit() { # limit_hit LIMIT DETAIL
-  local detail
+  local detail NOW NOW_EXACT
   clock
   json_string detail "$2"
   LIMIT_HITS+="{\"limit\":\"$1\",\"at\":$NOW_EXACT,\"detail\":$detail},"
@@ -156,7 +157,7 @@ listen() {
 # see_result LINE: the agent has its time to end from now on; reading up to here may have taken long.
 see_result() {
   RESULT=$1
-  clock
+  keep_time
   RESULT_AT=$NOW
 }
 
