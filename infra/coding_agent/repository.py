@@ -85,7 +85,7 @@ def find_repository(folder: Path) -> Repository:
     return Repository(Git.of_user(top), top, bare=False)
 
 
-def pack(repo_root: Path, *, uncommitted: Uncommitted, into: Path, ours: str = "") -> Packed:
+def pack(repo_root: Path, *, uncommitted: Uncommitted, into: Path, ours: str | None = None) -> Packed:
     """Write HEAD of the repository around `repo_root`, with its history, as a bundle into the folder `into`.
 
     With `uncommitted` "include" the bundle's commit is one more, which holds the uncommitted work; its reference is to
@@ -100,11 +100,13 @@ def pack(repo_root: Path, *, uncommitted: Uncommitted, into: Path, ours: str = "
     with tempfile.TemporaryDirectory(dir=into, prefix=".pack-") as scratch:
         own = borrowing_git_dir(Path(scratch) / "git", repository)
         _refuse_unpackable(own, head)
-        changed = [] if repository.bare else [each for each in _changed(repository) if not _is(ours, each)]
+        found = [] if repository.bare else _changed(repository)
+        left_out = [path for state, path in found if state == "??" and path.rpartition("/")[2] == ours]
+        changed = [(state, path) for state, path in found if path not in left_out]
         if changed and uncommitted == "refuse":
             raise _uncommitted(repository, [path for _, path in changed])
         if changed and uncommitted == "include":
-            base = _commit_of_changes(repository, changed, head, identity or _NOBODY, Path(scratch) / "index", ours)
+            base = _commit_of_changes(repository, changed, head, identity or _NOBODY, Path(scratch) / "index", left_out)
             _refuse_unpackable(own, base)
         own.must("update-ref", REF, base)
         own.must("bundle", "create", str(bundle.resolve()), REF, timeout=BUNDLE_TIMEOUT)
@@ -170,15 +172,15 @@ def _changed(repository: Repository) -> list[tuple[str, str]]:
     return [(entry[:2], entry[3:]) for entry in entries]
 
 
-def _is(ours: str, change: tuple[str, str]) -> bool:
-    state, path = change
-    return state == "??" and bool(ours) and os.path.basename(path) == ours  # noqa: PTH119 - git's text, no path
-
-
 def _commit_of_changes(
-    repository: Repository, changed: list[tuple[str, str]], head: str, identity: tuple[str, str], index: Path, ours: str
+    repository: Repository,
+    changed: list[tuple[str, str]],
+    head: str,
+    identity: tuple[str, str],
+    index: Path,
+    left_out: list[str],
 ) -> str:
-    """Return a new commit on `head` that holds the work tree; made through a copy of the index."""
+    """Return a new commit on `head` that holds the work tree but `left_out`; made through a copy of the index."""
     unmerged = [path for state, path in changed if state in _UNMERGED]
     if unmerged:
         raise InvalidInput(
@@ -195,7 +197,6 @@ def _commit_of_changes(
         **{f"GIT_{who}_NAME": name for who in ("AUTHOR", "COMMITTER")},
         **{f"GIT_{who}_EMAIL": email for who in ("AUTHOR", "COMMITTER")},
     }
-    left_out = [path for state, path in _changed(repository) if _is(ours, (state, path))]
     paths = [".", *(f":(exclude,top,literal){path}" for path in left_out)]
     repository.git.must("add", "-A", "--", *paths, env=env)
     tree = repository.git.must("write-tree", env=env).line
