@@ -77,9 +77,10 @@ def check(task: Task, settings: Settings, executor: ExecutorSpec) -> None:
     Raises `CredentialMissing` that names every one of them.
     """
     names = list(task.secrets)
-    if task.prompt is not None and uses_host_login(executor):
-        host_login.read()
-    agent = task.prompt is not None and not uses_host_login(executor)
+    agent = task.prompt is not None
+    if agent and uses_host_login(executor):
+        host_login.read()  # raises where there is none
+        agent = False
     credential = _agent_credential_name(settings) if agent else None
     if credential is not None and credential in settings.secrets:
         names.append(credential)

@@ -33,7 +33,8 @@ def _kill_engines(home: Path) -> int:
     """Kill every `pulumi` of that home; return how many there were."""
     killed = 0
     for pid in processes_with_text(f"HOME={home}"):
-        if arguments_of(pid)[:1] and Path(arguments_of(pid)[0]).name == "pulumi":
+        argv = arguments_of(pid)
+        if argv and Path(argv[0]).name == "pulumi":
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
