@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import shared_cache
+from containers import Docker, base_image
 from fakes.messages_api import MessagesApi
 from processes import end_processes_of, processes_with_text
 from user import MIRROR, User, make_home, make_user
@@ -64,7 +65,53 @@ def user(home: Path, tmp_path: Path, messages_api: MessagesApi, claude_program: 
     return make_user(home, tmp_path / "project", messages_api, claude_program, engine_folder)
 
 
+@pytest.fixture(scope="session")
+def docker_plugin(engine_folder: Path) -> Path:
+    """Return the folder of the engine's plugins, with the one for containers, unpacked once for all tests."""
+    from coding_agent import plugins
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_cache.FOLDER))
+        patch.setenv("PULUMI_HOME", str(shared_cache.FOLDER / "pulumi-home"))
+        patch.setenv("PATH", os.pathsep.join([str(engine_folder), os.environ["PATH"]]))
+        if MIRROR.is_dir() and not os.environ.get("CODING_AGENT_PULUMI_MIRROR"):
+            patch.setenv("CODING_AGENT_PULUMI_MIRROR", str(MIRROR))
+        plugins.find_or_install("docker", print)
+    return shared_cache.FOLDER / "pulumi-home" / "plugins"
+
+
+@pytest.fixture
+def container_user(user: User, docker: Docker, container_image: str, docker_plugin: Path) -> Iterator[User]:
+    """Return a user with an executor `box` that makes a container for each run, and what it needs in his caches.
+
+    What a test leaves there is removed after it; that nothing is left is for the tests of that to assert.
+    """
+    (user.home / ".pulumi" / "plugins").symlink_to(docker_plugin)
+    (user.home / ".cache" / "coding-agent" / "claude").parent.mkdir(parents=True, exist_ok=True)
+    (user.home / ".cache" / "coding-agent" / "claude").symlink_to(shared_cache.FOLDER / "coding-agent" / "claude")
+    user.executors({"name": "box", "type": "container", "image": container_image, "network": "host"})
+    yield user
+    docker.remove_all_of(user.project)
+
+
 @pytest.fixture
 def processes_with() -> Callable[[str], list[int]]:
     """Return a listing, from /proc and nothing of the project, of processes whose environment or argv has a text."""
     return processes_with_text
+
+
+@pytest.fixture(scope="session")
+def docker() -> Docker:
+    """Return the container engine of this machine."""
+    docker = Docker()
+    try:
+        docker("version")
+    except (AssertionError, OSError) as error:
+        pytest.fail(f"these tests need a running dockerd (`.ci/run` installs and starts one): {error}")
+    return docker
+
+
+@pytest.fixture(scope="session")
+def container_image(docker: Docker) -> str:
+    """Return the image that tests run in."""
+    return base_image(docker)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ class User:
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
         return file
+
+    def executors(self, *executors: Mapping[str, Any], **fields: Any) -> Path:
+        """Write the executors file: these executors, and what else is in `fields`."""
+        file = self.home / ".config" / "openclaw" / "coding-agent.yaml"
+        file.write_text(json.dumps({"executors": list(executors), **fields}), encoding="utf-8")
+        return file
+
+    def job(self, name: str = "job", **fields: Any) -> Path:
+        """Write tasks/<name>.yaml of fields; what is JSON is YAML."""
+        return self.task(name, json.dumps(fields))
 
     def outputs(self, name: str) -> dict[str, Any]:
         """Return what `status --json` prints of a task."""

@@ -19,7 +19,7 @@ from typing import Literal
 from coding_agent.engine import Engine, find_or_install
 from coding_agent.errors import EngineMissing, InvalidInput
 from coding_agent.installation import Progress, quiet
-from coding_agent.paths import state_dir
+from coding_agent.paths import engine_home, state_dir
 
 PROVIDER = "pulumi-resource-coding-agent"
 PROJECT_FILES = ("Pulumi.yaml", "Pulumi.yml", "Pulumi.json")
@@ -196,8 +196,8 @@ def _absolute(url: str, folder: Path) -> str:
 
 
 def _credentials() -> Path:
-    named = os.environ.get("PULUMI_CREDENTIALS_PATH") or os.environ.get("PULUMI_HOME")
-    return (Path(named) if named else Path.home() / ".pulumi") / "credentials.json"
+    named = os.environ.get("PULUMI_CREDENTIALS_PATH")
+    return (Path(named) if named else engine_home()) / "credentials.json"
 
 
 def _login(credentials: Path) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from coding_agent.executors.base import TARGET_GONE
 from coding_agent.run import State
 
 Values = Mapping[str, Any]
@@ -20,8 +21,8 @@ class Change:
 
 
 def of_run_id(olds: Values, news: Values) -> Change:
-    """Return the change of a RunId: another task or another attempt is another id."""
-    fields = {name: "update" for name in ("digest", "attempt") if olds.get(name) != news.get(name)}
+    """Return the change of a RunId: another task, another image or another attempt is another id."""
+    fields = {name: "update" for name in ("digest", "image", "attempt") if olds.get(name) != news.get(name)}
     return Change(fields, replace=bool(fields))
 
 
@@ -34,7 +35,7 @@ def of_run(olds: Values, news: Values, *, unknown: str) -> Change:
     ended = _ended(olds)
     if news.get("run_id") in (unknown, None) or news["run_id"] != olds.get("run_id"):
         return Change({"run_id": "update", **_fields("task", olds.get("task"), news.get("task"))}, replace=True)
-    if not ended and olds.get("target") != news.get("target"):
+    if (not ended or _target_gone(olds)) and _target(olds) != _target(news):
         return Change({"target": "update"}, replace=True)
     if not ended and olds.get("timeout") != news.get("timeout"):
         return Change({"timeout": "update"})
@@ -46,6 +47,18 @@ def _ended(olds: Values) -> bool:
         return State(olds["outputs"]["status"]).final
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def _target_gone(olds: Values) -> bool:
+    """Whether a look has found that the run went with its target: that it is in another one now makes it a new run."""
+    outputs = olds.get("outputs")
+    return isinstance(outputs, Mapping) and outputs.get("reason") == TARGET_GONE
+
+
+def _target(values: Values) -> Any:
+    """Return what tells one target from another; what else is known of it may change with the executors file."""
+    target = values.get("target")
+    return target.get("id") if isinstance(target, Mapping) else target
 
 
 def _fields(path: str, old: Any, new: Any) -> dict[str, str]:

@@ -57,6 +57,16 @@ def find_or_install(claude_path: str | None = None, version: str | None = None, 
         return installed or _install(wanted, progress)
 
 
+def for_platform(name: str, version: str | None = None, progress: Progress = quiet) -> Path:
+    """Return the Claude Code program of that version (default: the pinned one) for a platform such as linux-x64-musl.
+
+    It is found in the cache or installed there. Raises `ClaudeMissing`.
+    """
+    wanted = version or PINNED_VERSION
+    with lock(f"claude-{wanted}", progress):
+        return _installed(wanted, name) or _install(wanted, progress, name)
+
+
 def find(claude_path: str | None = None, version: str | None = None, progress: Progress = quiet) -> Path | None:
     """Look where `find_or_install` looks, fetch nothing; None where there is no program that fits."""
     if claude_path:
@@ -130,26 +140,37 @@ def _on_path() -> Iterator[Path]:
             yield command
 
 
-def _folder(version: str) -> Path:
-    return cache_dir() / "claude" / f"{version}-{platform_name()}"
+def _folder(version: str, platform: str) -> Path:
+    return cache_dir() / "claude" / f"{version}-{platform}"
 
 
-def _installed(version: str) -> Path | None:
-    command = _folder(version) / "claude"
+def _installed(version: str, platform: str | None = None) -> Path | None:
+    command = _folder(version, platform or platform_name()) / "claude"
     try:
-        return command if command.is_file() and version_number(command) == version else None
+        if not command.is_file():
+            return None
+        # Another platform's program can't be asked; it was checked when it came.
+        return command if _foreign(platform) or version_number(command) == version else None
     except OSError:
         return None  # it is there and does not run: it will be replaced
 
 
-def _install(version: str, progress: Progress) -> Path:
+def _foreign(platform: str | None) -> bool:
+    try:
+        return platform not in (None, platform_name())
+    except ClaudeMissing:
+        return True
+
+
+def _install(version: str, progress: Progress, platform: str | None = None) -> Path:
+    platform = platform or platform_name()
     npm = shutil.which("npm")
     if not npm:
         raise ClaudeMissing(
             f"Claude Code is neither on PATH nor in the cache, and there is no npm to install {version} with",
             next_step=f"install npm or Claude Code itself ({_LINKS}), or name a program in the executor's claude_path",
         )
-    target = _folder(version)
+    target = _folder(version, platform)
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".npm-{version}.*"):
         shutil.rmtree(left, ignore_errors=True)  # of an installer that was killed; the lock says that none is at work
@@ -158,14 +179,15 @@ def _install(version: str, progress: Progress) -> Path:
             tempfile.TemporaryDirectory(prefix=f".npm-{version}.", dir=target.parent) as work,
             replacing(target) as fresh,
         ):
-            archive = _pack(npm, version, Path(work), progress)
+            archive = _pack(npm, f"{_PACKAGE}{platform}@{version}", Path(work), progress)
             progress(f"unpacking Claude Code {version}")
             unpack(archive, fresh, only=["package/claude", "package/LICENSE.md"])
             for file in (fresh / "package").iterdir():
                 file.rename(fresh / file.name)
             (fresh / "package").rmdir()
             (fresh / "claude").chmod(0o755)
-            _must_be(fresh / "claude", version)
+            if not _foreign(platform):
+                _must_be(fresh / "claude", version)
     except (OSError, tarfile.TarError) as error:
         raise ClaudeMissing(
             f"Claude Code {version} could not be installed: {error}",
@@ -181,8 +203,8 @@ def _must_be(command: Path, version: str) -> None:
         raise OSError(f"what npm fetched calls itself {has}")
 
 
-def _pack(npm: str, version: str, work: Path, progress: Progress) -> Path:
-    package = f"{_PACKAGE}{platform_name()}@{version}"
+def _pack(npm: str, package: str, work: Path, progress: Progress) -> Path:
+    version = package.rpartition("@")[2]
     argv = [npm, "pack", package, "--json", "--ignore-scripts", "--cache", str(work / "cache")]
     with (work / "out").open("w+b") as out, (work / "err").open("w+b") as err:
         # In a folder of its own: an .npmrc in somebody's checkout must not choose the registry.
@@ -204,7 +226,7 @@ def _pack(npm: str, version: str, work: Path, progress: Progress) -> Path:
             f"npm could not fetch {package} (exit code {process.returncode}): {reason}",
             next_step="check the network, npm's registry setting and that this version exists, then run this again",
         )
-    return _verified(said, work, version)
+    return _verified(said, work, package)
 
 
 def _watch(process: subprocess.Popen[bytes], work: Path, version: str, progress: Progress) -> None:
@@ -240,10 +262,11 @@ def _largest(folder: Path) -> int:
     return max(sizes)
 
 
-def _verified(said: bytes, work: Path, version: str) -> Path:
+def _verified(said: bytes, work: Path, package: str) -> Path:
     import base64
     import hashlib
 
+    name, _, version = package.removeprefix(_PACKAGE).rpartition("@")
     try:
         (entry,) = json.loads(said)
         archive, integrity = work / Path(entry["filename"]).name, str(entry["integrity"])
@@ -251,7 +274,7 @@ def _verified(said: bytes, work: Path, version: str) -> Path:
             digest = "sha512-" + base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ClaudeMissing(f"npm's answer for Claude Code {version} can't be used: {error!r}") from error
-    pinned = _PINNED_INTEGRITY.get(platform_name()) if version == PINNED_VERSION else None
+    pinned = _PINNED_INTEGRITY.get(name) if version == PINNED_VERSION else None
     if digest != integrity or pinned not in (None, digest):
         raise ClaudeMissing(
             f"Claude Code {version} from npm has the wrong checksum: {digest}, expected {pinned or integrity}",

@@ -224,6 +224,15 @@ def _noticed(record: Record, notice: str, say: Say) -> Record:
 
 
 def log_path(record: Record, executor: Executor, look: Look) -> str:
-    """Return where the run's log lies on the target; of one that ended before its agent began, the setup's."""
-    early = look.state is not None and look.state.final and look.meta is not None and look.meta.started_at is None
-    return f"{executor.run_dir(record.run_id)}/{'setup.log' if early else executor.log_file(record.kind)}"
+    """Return where the run's log lies; of one that ended before its agent began, the setup's.
+
+    That is on the target while it goes on. Where this machine can't see the target's files, it is here afterwards.
+    """
+    ended = look.state is not None and look.state.final
+    early = ended and look.meta is not None and look.meta.started_at is None
+    name = "setup.log" if early else executor.log_file(record.kind)
+    return (
+        str(record.folder / name)
+        if ended and not executor.shares_files
+        else f"{executor.run_dir(record.run_id)}/{name}"
+    )

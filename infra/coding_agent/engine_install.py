@@ -89,7 +89,7 @@ def from_source(target: Path, progress: Progress) -> str:
 
 
 def _install(archive: Path, sums: str, target: Path, way: str) -> None:
-    expected = _checksum(sums, archive.name)
+    expected = checksum(sums, archive.name)
     if expected is None:
         raise StepFailed(way, f"its checksums do not name {archive.name}")
     try:
@@ -110,7 +110,8 @@ def _install(archive: Path, sums: str, target: Path, way: str) -> None:
         raise StepFailed(way, f"{archive.name} can't be unpacked: {error}") from error
 
 
-def _checksum(sums: str, name: str) -> str | None:
+def checksum(sums: str, name: str) -> str | None:
+    """Return the SHA-256 that a list of checksums gives for a file, in lower case; None where it gives none."""
     for line in sums.splitlines():
         digest, _, file = line.strip().partition(" ")
         if file.strip().lstrip("*") == name:

@@ -76,6 +76,14 @@ class OnAnotherMachine(ConnectionBroken):
     """The run is on the local executor of another machine, or of another user: it can't be reached from here."""
 
 
+class TargetGone(ConnectionBroken):
+    """The target that was made for a run is not there any more, and nothing of it: proven, not guessed."""
+
+
+class PluginMissing(CodingAgentError):
+    """No plugin of the engine's for what a stack declares, and none of the ways to get one worked."""
+
+
 class CommandTimeout(ConnectionBroken):
     """A command on the target exceeded its time limit and was ended."""
 

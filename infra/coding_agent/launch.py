@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coding_agent import claude, credentials
-from coding_agent.executors.base import Executor, Launch
-from coding_agent.executors.local import plain_environment
+from coding_agent import credentials
+from coding_agent.executors.base import Executor, Launch, Surroundings
 from coding_agent.task import STANDARD_TOOLS
 
 if TYPE_CHECKING:
@@ -40,14 +39,12 @@ def prepared(
 ) -> Iterator[Prepared]:
     """Resolve secrets, find the agent's program and pack the repository; all of it is gone when the block ends.
 
-    Raises `CredentialMissing`, `ClaudeMissing` or `InvalidInput` before anything has started.
+    Raises `CredentialMissing`, `InvalidInput` and what `Executor.prepare` does, before anything has started.
     """
     values = credentials.resolve(task.secrets, settings)
     if task.prompt is not None:
         values = {**credentials.agent_credential(settings, spec), **values}
-    program = None
-    if task.prompt is not None:
-        program = claude.find_or_install(spec.claude_path, task.agent.version, say)
+    found = executor.prepare(task, say)
     with tempfile.TemporaryDirectory(prefix="coding-agent-") as folder:
         files = _files(task)
         packed = None
@@ -62,30 +59,29 @@ def prepared(
             if packed.shallow:
                 files["shallow"] = (packed.shallow, 0o600)
         run_dir = executor.run_dir(run_id)
-        argv = _agent_argv(task, program, run_dir) if program else ("bash", f"{run_dir}/command.sh")
+        argv = _agent_argv(task, found.program, run_dir) if found.program else ("bash", f"{run_dir}/command.sh")
         launch = Launch(
             run_id=run_id,
-            params=_params(task, packed),
+            params=_params(task, packed, found),
             argv=argv,
-            environment=_environment(task, spec, run_dir),
+            environment=_environment(task, spec, found, run_dir),
             secrets=values,
             files=files,
         )
         yield Prepared(launch, values, packed.head if packed else "")
 
 
-def _params(task: Task, packed: Packed | None) -> dict[str, str]:
-    limits = task.limits
-    own = task.workdir is not None and task.workdir.startswith(("/", "~"))
+def _params(task: Task, packed: Packed | None, found: Surroundings) -> dict[str, str]:
+    limits = found.limits
+    watched = {name: str(getattr(limits, name) or 0) for name in ("memory", "disk", "pids") if name not in found.held}
     params = {
         "name": task.name,
         "kind": "agent" if task.prompt is not None else "command",
-        "workdir": str(Path(task.workdir or "").expanduser()) if own else task.workdir or "",
+        "workdir": _own_folder(task.workdir or "", found.home),
         "branch": task.branch,
         "max_turns": str(task.agent.max_turns if task.prompt is not None else 0),
-        "memory": str(limits.memory or 0),
-        "disk": str(limits.disk or 0),
-        "pids": str(limits.pids or 0),
+        "held": "yes" if found.held else "",
+        **watched,
     }
     for name in ("timeout", "setup", "first_event", "idle", "linger", "grace"):
         params[name] = str(max(1, round(getattr(limits, name) or 0)))
@@ -95,6 +91,11 @@ def _params(task: Task, packed: Packed | None) -> dict[str, str]:
     elif task.repo is not None:
         params |= {"repo": task.repo.url or "", "repo_ref": task.repo.ref or "HEAD"}
     return params
+
+
+def _own_folder(workdir: str, home: str) -> str:
+    """Return a folder of the executor's with its `~` expanded; others are relative to the workspace."""
+    return home + workdir[1:] if workdir == "~" or workdir.startswith("~/") else workdir
 
 
 def _files(task: Task) -> dict[str, tuple[bytes | Path, int]]:
@@ -124,9 +125,9 @@ def _mcp_tools(task: Task) -> list[str]:
     return [f"mcp__{server}" for server in servers]
 
 
-def _agent_argv(task: Task, program: Path, run_dir: str) -> tuple[str, ...]:
+def _agent_argv(task: Task, program: str, run_dir: str) -> tuple[str, ...]:
     agent = task.agent
-    argv = [str(program), "-p", "--output-format", "stream-json", "--verbose", "--settings", f"{run_dir}/settings.json"]
+    argv = [program, "-p", "--output-format", "stream-json", "--verbose", "--settings", f"{run_dir}/settings.json"]
     if not os.environ.get(NO_TURN_FLAG):
         argv += ["--max-turns", str(agent.max_turns)]
     if agent.model:
@@ -144,10 +145,23 @@ def _agent_argv(task: Task, program: Path, run_dir: str) -> tuple[str, ...]:
     return tuple(argv)
 
 
-def _environment(task: Task, spec: ExecutorSpec, run_dir: str) -> dict[str, str]:
+def _told_limits(found: Surroundings) -> dict[str, str]:
+    """Return what the agent is told of its limits: bytes, cores, processes, seconds."""
+    limits = found.limits
+    told = {
+        "MEMORY": limits.memory,
+        "CPUS": limits.cpus and f"{limits.cpus:g}",
+        "PIDS": limits.pids,
+        "DISK": limits.disk,
+        "TIMEOUT": limits.timeout and round(limits.timeout),
+    }
+    return {f"CODING_AGENT_LIMIT_{name}": str(value) for name, value in told.items() if value}
+
+
+def _environment(task: Task, spec: ExecutorSpec, found: Surroundings, run_dir: str) -> dict[str, str]:
     # Temporary files go when the run goes; tools that ignore TMPDIR are the exception.
-    own = {"TMPDIR": f"{run_dir}/tmp"}
-    environment = {**plain_environment(), **own, **spec.options.get("env", {}), **task.env}
+    own = {"TMPDIR": f"{run_dir}/tmp", **_told_limits(found)}
+    environment = {**found.environment, **own, **spec.options.get("env", {}), **task.env}
     if task.prompt is None:
         return environment
     environment |= credentials.agent_environment()

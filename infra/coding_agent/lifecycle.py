@@ -6,13 +6,12 @@ The provider, the command line and `dispatch` all use these and nothing else.
 from __future__ import annotations
 
 import contextlib
-import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coding_agent import executors, outcome, records
 from coding_agent.collect import collect as bring_back
@@ -40,19 +39,20 @@ def start(
     stack: str,
     settings: Settings,
     say: Say,
+    target: Mapping[str, Any] | None = None,
     stop: threading.Event | None = None,
 ) -> Record:
     """Start the agent under `run_id`, or adopt what runs or ran under it; return once the agent has begun.
 
-    Raises `CodingAgentError` when it could not be started; then nothing is left on the target. `stop` ends the waiting
-    for the agent's beginning, not the run.
+    `target` is what was declared for it. Raises `CodingAgentError` when it could not be started; then nothing is left
+    on the target. `stop` ends the waiting for the agent's beginning, not the run.
     """
     from coding_agent import launch
 
     begun = time.monotonic()
     spec = settings.choose(task)
     known = records.load(run_id)
-    with contextlib.closing(executors.connect(spec)) as executor:
+    with contextlib.closing(executors.connect(spec, target)) as executor:
         look = executor.status(run_id)
         # A start that was cut half-way left a folder and nothing that ran: it is begun anew.
         if look.state is not None and look.reason != NOTHING_LEFT:
@@ -62,6 +62,8 @@ def start(
             return observe(known, say=say)
         if known is not None:
             _release(known)
+            if known.removed and known.outputs.started_at:
+                records.set_aside(known)
         with launch.prepared(task, run_id, executor, spec, settings, say) as prepared:
             record = _new(task, run_id, project, stack, spec, executor)
             marks = {name: outcome.mark(run_id, value) for name, value in prepared.secrets.items()}
@@ -188,15 +190,15 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
 def reach(record: Record) -> Executor:
     """Return the live executor of a run.
 
-    Raises `OnAnotherMachine` for a run on a local executor that is not this one, and what `executors.connect` does.
+    Raises what `executors.connect` does; `OnAnotherMachine` says how to go on.
     """
-    executor = executors.connect(record.spec)
-    if record.spec.type == "local" and record.host and (record.host, record.home) != (platform.node(), executor.root):
+    try:
+        return executors.connect(record.spec, record.place)
+    except OnAnotherMachine as error:
         raise OnAnotherMachine(
-            f"run {record.run_id} is on the local executor of {record.host}, in {record.home}: not reached from here",
+            f"run {record.run_id} is on {error.message}: not reached from here",
             next_step=f"repeat it there, or give the run up with `coding-agent destroy {record.stack} --discard`",
-        )
-    return executor
+        ) from None
 
 
 def _uncollected(record: Record, executor: Executor) -> InvalidInput:
@@ -228,7 +230,9 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, 
         stack=stack,
         root=str(task.root),
         executor=asdict(spec),
-        outputs=Outputs(status=State.PROVISIONING, executor=spec.name, run_id=run_id, notices=_unenforced(task, spec)),
+        outputs=Outputs(
+            status=State.PROVISIONING, executor=spec.name, run_id=run_id, notices=executors.unenforced(spec, task)
+        ),
         kind="agent" if task.prompt is not None else "command",
         description=task.description,
         labels=task.labels,
@@ -236,17 +240,9 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, 
         artifacts=task.artifacts,
         branch=task.branch,
         lands=task.repo is not None and task.repo.path,
-        host=platform.node() if spec.type == "local" else "",
-        home=executor.root if spec.type == "local" else "",
+        place=dict(executor.place),
         created_at=records.now(),
     )
-
-
-def _unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
-    """Say which limits of the task its executor can't hold."""
-    if spec.type == "local" and task.limits.cpus is not None:
-        return (f"limits.cpus is not enforced by executor {spec.name}: a local run has no cgroup of its own",)
-    return ()
 
 
 def _begin(record: Record, executor: Executor, say: Say, stop: threading.Event) -> Record:
@@ -274,7 +270,7 @@ def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Rec
             return record  # by somebody else, while we looked
         if record.outputs.status.final:
             return replace(record, collected=True)
-        gone = replace(record.outputs, status=State.LOST, reason="not_on_target")
+        gone = replace(record.outputs, status=State.LOST, reason=look.reason or "not_on_target")
         return replace(record.with_outputs(gone), collected=True)
     screen = outcome.screen(record)
     log, whole = _log_tail(record, executor, look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 
@@ -26,6 +27,20 @@ def config_file() -> Path:
     """Return the executors file: $CODING_AGENT_CONFIG, else the one in the user's configuration folder."""
     named = os.environ.get("CODING_AGENT_CONFIG")
     return Path(named).expanduser() if named else _xdg("XDG_CONFIG_HOME", ".config") / "openclaw" / "coding-agent.yaml"
+
+
+def engine_home() -> Path:
+    """Return where the engine keeps its login and plugins: $PULUMI_HOME, else below the home that the system knows.
+
+    That is the one in the list of users, whatever $HOME says (Go's os/user, which the engine asks).
+    """
+    named = os.environ.get("PULUMI_HOME")
+    if named:
+        return Path(named)
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir) / ".pulumi"
+    except KeyError:
+        return Path.home() / ".pulumi"
 
 
 def records_dir() -> Path:

@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
+from coding_agent import executors
 from coding_agent.errors import NotFound
+from coding_agent.executors.declared import Wanted
 from coding_agent.plugin import one_line
 from coding_agent.run import Outputs, State
 
@@ -29,8 +31,9 @@ Seen = Callable[[Mapping[str, Any]], None]
 class RunId(pulumi.CustomResource):
     """A random id for a run: another one when the task's content changes or a rerun is asked for."""
 
-    def __init__(self, name: str, *, digest: str) -> None:
-        super().__init__("coding-agent:index:RunId", name, {"digest": digest})
+    def __init__(self, name: str, *, digest: str, image: str | None, executor: Mapping[str, Any]) -> None:
+        """`image` is what the target is made of; `executor` finds again what a killed engine left of it."""
+        super().__init__("coding-agent:index:RunId", name, {"digest": digest, "image": image, "executor": executor})
 
 
 class Run(pulumi.CustomResource):
@@ -43,31 +46,30 @@ class Run(pulumi.CustomResource):
         super().__init__("coding-agent:index:Run", name, {"outputs": None, **inputs}, options)
 
 
-def run(root: Path, stack: str, *, task_file: Path | None = None, seen: Seen | None = None) -> Run:
+def run(
+    root: Path,
+    stack: str,
+    *,
+    task_file: Path | None = None,
+    seen: Seen | None = None,
+    say: Callable[[str], None] = pulumi.log.info,
+) -> Run:
     """Declare the task of `stack` in the project at `root`, and export what its run says.
 
-    `seen` is called with the outputs once they are known. Raises `InvalidInput` for a task that can't be run and
-    `NotFound` where the stack has none; nothing is declared then.
+    `say` is told what takes time, `seen` is called with the outputs once they are known. Raises `InvalidInput` for a
+    task that can't be run and `NotFound` where the stack has none; nothing is declared then.
     """
     from coding_agent import task
     from coding_agent.settings import Settings
 
     settings = Settings.load()
     loaded = task.load(task_file or find_task(root, stack), settings=settings)
-    declared = _declare(loaded, settings, stack, root)
+    declared = _declare(loaded, settings, stack, root, say)
     for field in fields(Outputs):
         pulumi.export(field.name, declared.outputs.apply(operator.methodcaller("get", field.name)))
     if seen is not None:
         declared.outputs.apply(seen)
     return declared
-
-
-def targets(_task: Task, _settings: Settings, _stack: str) -> tuple[Mapping[str, Any], list[pulumi.Resource]]:
-    """Declare what has to be there before the run; return what tells one target from another, and the resources.
-
-    The local executor's target is this machine: nothing is declared.
-    """
-    return {}, []
 
 
 def find_task(root: Path, stack: str) -> Path:
@@ -101,9 +103,14 @@ def main() -> None:
         declared.outputs.apply(_fail_with_run)
 
 
-def _declare(task: Task, settings: Settings, stack: str, root: Path) -> Run:
-    target, resources = targets(task, settings, stack)
-    run_id = RunId(stack, digest=task.digest)
+def _declare(task: Task, settings: Settings, stack: str, root: Path, say: Callable[[str], None]) -> Run:
+    spec, preview = settings.choose(task), pulumi.runtime.is_dry_run()
+    run_id = RunId(stack, digest=task.digest, image=executors.image(spec, task), executor=_filled(asdict(spec)))
+    project = pulumi.get_project()
+    declared = executors.declare(Wanted(task, spec, project, stack, run_id.id, run_id, preview, say))
+    if preview:
+        for line in executors.unenforced(spec, task):
+            pulumi.log.warn(line)
     inputs = {
         "run_id": run_id.id,
         "digest": task.digest,
@@ -115,11 +122,11 @@ def _declare(task: Task, settings: Settings, stack: str, root: Path) -> Run:
         "description": task.description,
         "labels": list(task.labels),
         "artifacts": list(task.artifacts),
-        "target": dict(target),
+        "target": dict(declared.target),
     }
     # Under its id, not under the stack: where an update begins with a look at something right under the stack, the
     # engine (3.259) does not show the stack's outputs at the end.
-    return Run(stack, inputs, pulumi.ResourceOptions(parent=run_id, depends_on=resources))
+    return Run(stack, inputs, pulumi.ResourceOptions(parent=run_id, depends_on=list(declared.resources)))
 
 
 def _fail_with_run(outputs: Mapping[str, Any]) -> None:

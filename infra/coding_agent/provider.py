@@ -78,8 +78,9 @@ class Servicer(ProviderServicer):
         def diff() -> Any:
             olds, news = _values(request.olds), _values(request.news)
             if _type(request.urn) == RUN_ID:
-                return _diff(changes.of_run_id(olds, news))
-            return _diff(changes.of_run(olds, news, unknown=UNKNOWN))
+                return _diff(changes.of_run_id(olds, news), first_delete=False)
+            # The old agent must have ended before the new one starts.
+            return _diff(changes.of_run(olds, news, unknown=UNKNOWN), first_delete=True)
 
         return await self._answer(context, diff)
 
@@ -165,7 +166,10 @@ class Servicer(ProviderServicer):
             raise InvalidInput(f"{inputs['task_file']} was changed meanwhile", next_step="run it again")
         say, stop = self._say(urn), self._cancellation.stop
         stack, project = _parts(urn)[:2]
-        record = lifecycle.start(loaded, run_id, project=project, stack=stack, settings=settings, say=say, stop=stop)
+        target = dict(inputs.get("target") or {})
+        record = lifecycle.start(
+            loaded, run_id, project=project, stack=stack, settings=settings, say=say, target=target, stop=stop
+        )
         if loaded.wait and os.environ.get(WAIT) != "false":
             record = lifecycle.follow(record, say=say, stop=stop)
         return state.properties(inputs, record)
@@ -187,7 +191,7 @@ class Servicer(ProviderServicer):
             await context.abort(grpc.StatusCode.INTERNAL, one_line(error))
 
 
-def _diff(change: changes.Change) -> Any:
+def _diff(change: changes.Change, *, first_delete: bool) -> Any:
     suffix = "_REPLACE" if change.replace else ""
     detailed = {
         path: proto.PropertyDiff(kind=getattr(proto.PropertyDiff, _KINDS[kind] + suffix), inputDiff=True)
@@ -198,8 +202,7 @@ def _diff(change: changes.Change) -> Any:
         changes=proto.DiffResponse.DIFF_SOME if change.fields else proto.DiffResponse.DIFF_NONE,
         replaces=list(detailed) if change.replace else [],
         diffs=tops,
-        # The old agent must have ended before the new one starts.
-        deleteBeforeReplace=change.replace,
+        deleteBeforeReplace=change.replace and first_delete,
         detailedDiff=detailed,
         hasDetailedDiff=True,
     )

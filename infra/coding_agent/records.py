@@ -46,8 +46,7 @@ class Record:
     branch: str = ""
     lands: bool = False  # the agent's commits belong into the repository at `root`
     base: str = ""  # the commit the agent began with
-    host: str = ""  # of a run on a local executor: whose it is
-    home: str = ""  # and the folder of runs there
+    place: Mapping[str, Any] = field(default_factory=dict)  # what finds the target again (see Executor.place)
     created_at: float = 0.0  # controller's clock, seconds since the epoch
     target_ready: float = 0.0  # seconds from the beginning until the target could start the run
     cpu_seen: tuple[int, float] = (0, 0.0)  # ticks and the target's uptime at the last look
@@ -164,6 +163,16 @@ def log_file(record: Record) -> Path:
 def forget(run_id: str) -> None:
     """Remove a record and everything that was collected for it."""
     shutil.rmtree(folder(run_id), ignore_errors=True)
+
+
+def set_aside(record: Record) -> None:
+    """Keep what is known of a run that went with its target, under another id: its own is about to be used again."""
+    for number in range(1, 1000):
+        aside = replace(record, run_id=f"{record.run_id}.{number}")
+        if not aside.folder.exists():
+            record.folder.rename(aside.folder)
+            save(aside)
+            return
 
 
 def now() -> float:

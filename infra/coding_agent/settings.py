@@ -138,6 +138,7 @@ def spec(values: Mapping[str, Any], *, name: str = "inline") -> ExecutorSpec:
 
 def _executors(document: Document, data: Mapping[str, Any]) -> tuple[ExecutorSpec, ...]:
     from coding_agent.agent_settings import read_environment
+    from coding_agent.container_options import contradictions
 
     listed = data.get("executors", []) if document.sound(("executors",)) else []
     found: dict[str, ExecutorSpec] = {}
@@ -152,6 +153,8 @@ def _executors(document: Document, data: Mapping[str, Any]) -> tuple[ExecutorSpe
                 document.report((*path, "name"), "local is the name of this machine; choose another, or `type: local`")
             found[name] = ExecutorSpec(name, "local")  # known by name, whatever else is wrong with it
             if document.usable(path):
+                for place, message in contradictions(values):
+                    document.report((*path, *place), message)
                 found[name] = spec(values)
         if isinstance(values, dict) and isinstance(environment := values.get("env"), dict):
             read_environment(document, (*path, "env"), environment)

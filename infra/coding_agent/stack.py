@@ -244,7 +244,7 @@ class Stack:
             heard.outputs = outputs
 
         try:
-            program.run(self.project.root, self.name, task_file=self._task_file, seen=seen)
+            program.run(self.project.root, self.name, task_file=self._task_file, seen=seen, say=heard.say)
         except Exception as error:
             # Kept as it is; what passes through the engine is text alone.
             heard.refused = error

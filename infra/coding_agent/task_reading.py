@@ -7,6 +7,7 @@ from typing import Any
 
 from coding_agent import schema
 from coding_agent.agent_settings import Agent, Limits, read_agent, read_environment, read_limits
+from coding_agent.container_options import contradictions
 from coding_agent.document import Document, FieldPath, quoted
 from coding_agent.git_names import wrong_address, wrong_ref
 from coding_agent.inline_executor import forbidden
@@ -144,6 +145,8 @@ class _Reading:
         usable = {name: each for name, each in value.items() if self.document.usable(("executor", name))}
         if isinstance(value.get("env"), dict):
             read_environment(self.document, ("executor", "env"), value["env"])
+        for path, message in contradictions(usable):
+            self._say(("executor", *path), message)
         if self.settings is not None:
             for path, message in forbidden(usable, self.settings.allow_inline):
                 self._say(("executor", *path), message)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +96,7 @@ def test_own_login_wins(
 ) -> None:
     """A `pulumi login`, wherever its credentials lie, is left alone."""
     monkeypatch.delenv("PULUMI_HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: SimpleNamespace(pw_dir=str(home)))
     folder = tmp_path / "own" if variable else home / ".pulumi"
     if variable:
         monkeypatch.setenv(variable, str(folder))

@@ -3,27 +3,65 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from coding_agent.errors import ExecutorUnavailable
 
 if TYPE_CHECKING:
     from coding_agent.executors.base import Executor
+    from coding_agent.executors.declared import Declared, Wanted
     from coding_agent.settings import ExecutorSpec
+    from coding_agent.task import Task
 
 # Names, not modules: a type's library is only imported when the type is used.
-MODULES = {"local": "coding_agent.executors.local"}
+MODULES = {"local": "coding_agent.executors.local", "container": "coding_agent.executors.container"}
+# Those that have something to declare before a run.
+TARGETS = {"container": "coding_agent.executors.container_target"}
 
 
-def connect(spec: ExecutorSpec) -> Executor:
-    """Return the live executor of `spec`.
+def connect(spec: ExecutorSpec, place: Mapping[str, Any] | None = None) -> Executor:
+    """Return the live executor of `spec`; `place` is what the target was declared to be, or what it was found to be.
 
-    Raises `ExecutorUnavailable` for a type that is not built, `ConnectionBroken` where the target can't be reached.
+    Raises `ExecutorUnavailable` for a type that is not built, `ConnectionBroken` where the target can't be reached and
+    `OnAnotherMachine` where it is not to be found from here.
     """
-    if spec.type not in MODULES:
+    executor: Executor = _module(MODULES, spec).connect(spec, place or {})
+    return executor
+
+
+def declare(wanted: Wanted) -> Declared:
+    """Declare the target of a run. Raises what says that something is missing for it."""
+    from coding_agent.executors.declared import Declared
+
+    if wanted.spec.type not in TARGETS:
+        _module(MODULES, wanted.spec)
+        return Declared()
+    declared: Declared = _module(TARGETS, wanted.spec).declare(wanted)
+    return declared
+
+
+def image(spec: ExecutorSpec, task: Task) -> str | None:
+    """Return what the target is made of, as far as another one makes another run; None where it is made of nothing."""
+    return str(_module(TARGETS, spec).image(spec, task)) if spec.type in TARGETS else None
+
+
+def sweep(spec: ExecutorSpec, run_id: str) -> None:
+    """Remove what was made for a run and is in no stack, as an engine that was killed leaves it."""
+    if spec.type in TARGETS:
+        _module(MODULES, spec).sweep(spec, run_id)
+
+
+def unenforced(spec: ExecutorSpec, task: Task) -> tuple[str, ...]:
+    """Say which limits of the task its executor can't hold, and which it holds otherwise than one might think."""
+    said: tuple[str, ...] = _module(MODULES, spec).unenforced(task, spec)
+    return said
+
+
+def _module(registry: Mapping[str, str], spec: ExecutorSpec) -> Any:
+    if spec.type not in registry:
         raise ExecutorUnavailable(
             f"executor {spec.name}: type {spec.type} is not built yet",
             next_step=f"use one of type {', '.join(sorted(MODULES))}",
         )
-    executor: Executor = importlib.import_module(MODULES[spec.type]).connect(spec)
-    return executor
+    return importlib.import_module(registry[spec.type])

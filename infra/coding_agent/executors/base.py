@@ -11,21 +11,29 @@ import secrets
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from coding_agent.errors import ConnectionBroken, StartFailed, Untrusted
+from coding_agent.errors import ConnectionBroken, StartFailed, TargetGone, Untrusted
 from coding_agent.executors import meta as meta_file
 from coding_agent.executors.connection import Completed, Connection
 from coding_agent.executors.meta import Meta
 from coding_agent.run import State
+from coding_agent.supervisor import SCRIPTS
+
+if TYPE_CHECKING:
+    from coding_agent.agent_settings import Limits
+    from coding_agent.installation import Progress
+    from coding_agent.task import Task
 
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a supervisor that lives is called unresponsive
 CHUNK = 4 * 1024 * 1024  # bytes fetched at once
 UNREADABLE = "no_readable_state"  # the reason of a run whose supervisor lives, while its state can't be believed
 NOTHING_LEFT = "nothing_left"  # the reason of a run that has a folder, and neither processes nor a state
 REPLACED = "folder_replaced"  # the reason of a run whose folder somebody put something else in the place of
+TARGET_GONE = "target_gone"  # the reason of a run whose target was removed with everything in it
+_NO_SUCH_SCRIPT = 127  # bash's exit code
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,52 @@ class Look:
     refused: str | None = None  # what of .meta.json was not believed
 
 
-class Executor:
-    """Start, look at, end and remove runs on one target."""
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run finds on its target."""
 
-    def __init__(self, name: str, connection: Connection, *, root: str, scripts: str) -> None:
-        """`root` is the absolute folder of runs on the target, `scripts` the supervisor's there."""
+    environment: Mapping[str, str]  # of every command there
+    home: str
+    program: str | None  # Claude Code's, absolute; None for a task that is a command
+    limits: Limits  # the task's, and the executor's where they are narrower
+    held: frozenset[str] = frozenset()  # which of memory, pids, cpus and disk the target's kernel holds
+
+
+class Executor:
+    """Start, look at, end and remove runs on one target.
+
+    A type of executor adds what only it knows: `prepare`, and where it matters `place` and `wake`.
+    """
+
+    shares_files = False  # whether paths on the target are paths on this machine
+
+    def __init__(self, name: str, connection: Connection, *, root: str, scripts: str, deliver: bool = False) -> None:
+        """`root` is the absolute folder of runs on the target, `scripts` the supervisor's there.
+
+        With `deliver` the scripts are brought there when they turn out to be missing.
+        """
         self.name = name
         self.connection = connection
         self.root = root
         self.scripts = scripts
+        self._deliver = deliver
+
+    @property
+    def place(self) -> Mapping[str, Any]:
+        """What finds this target again, on this machine or another."""
+        return {}
+
+    def prepare(self, task: Task, say: Progress) -> Surroundings:
+        """Look at what a run of `task` finds here. Raises what says everything that is missing."""
+        raise NotImplementedError
+
+    @property
+    def target_gone(self) -> bool:
+        """Whether only the run's folder is left of its target."""
+        return False
+
+    def wake(self) -> None:
+        """Let a target that was paused go on, so that a run there can be ended."""
 
     def run_dir(self, task_id: str) -> str:
         """Return the absolute folder of a run on the target."""
@@ -94,14 +139,18 @@ class Executor:
     def status(self, task_id: str, *, usage: bool = False) -> Look:
         """Look at a run; one round trip. With `usage` its processes are added up too."""
         argv = [self.run_dir(task_id), *(["processes"] if usage else [])]
-        done = self._script("status.sh", *argv, timeout=30.0)
+        try:
+            done = self._script("status.sh", *argv, timeout=30.0)
+        except TargetGone:
+            return Look(state=None, reason=TARGET_GONE)
         self._expect(done, "looking at the run")
         seen, _, raw = done.stdout.partition(b"\n")
         try:
             probe: dict[str, Any] = json.loads(seen)
         except ValueError as error:
             raise ConnectionBroken("the target gave no readable status") from error
-        return _judge(task_id, probe, raw)
+        look = _judge(task_id, probe, raw)
+        return replace(look, reason=TARGET_GONE) if look.state is State.LOST and self.target_gone else look
 
     def fetch_logs(self, task_id: str, n: int = 10) -> list[str]:
         """Return the last `n` lines of the run's JSONL activity (of a command's output), as they are."""
@@ -166,6 +215,7 @@ class Executor:
 
     def kill(self, task_id: str, *, reason: str = "killed", wait: float = 60.0) -> None:
         """End a run and wait up to `wait` seconds until its end is written; nothing to do where it has ended."""
+        self.wake()
         done = self._script("stop.sh", self.run_dir(task_id), reason, str(int(wait)), timeout=wait + 700.0)
         self._expect(done, "ending the run")
 
@@ -174,7 +224,11 @@ class Executor:
 
         Raises `ConnectionBroken` naming the processes that could not be ended.
         """
-        done = self._script("cleanup.sh", f"{self.root}/runs", task_id, str(grace), timeout=300.0)
+        try:
+            self.wake()
+            done = self._script("cleanup.sh", f"{self.root}/runs", task_id, str(grace), timeout=300.0)
+        except TargetGone:
+            return
         if done.exit_code == 95:
             pids = done.stdout.decode("ascii", "replace").strip()[:200]
             raise ConnectionBroken(
@@ -188,7 +242,27 @@ class Executor:
         self.connection.close()
 
     def _script(self, name: str, *argv: str, stdin: bytes | BinaryIO | None = None, timeout: float) -> Completed:
-        return self.connection.run(["bash", f"{self.scripts}/{name}", *argv], stdin=stdin, timeout=timeout)
+        command = ["bash", f"{self.scripts}/{name}", *argv]
+        done = self.connection.run(command, stdin=stdin, timeout=timeout)
+        if not (self._deliver and done.exit_code == _NO_SUCH_SCRIPT):
+            return done
+        self._bring_scripts(timeout)
+        if stdin is not None and not isinstance(stdin, bytes):
+            stdin.seek(0)
+        return self.connection.run(command, stdin=stdin, timeout=timeout)
+
+    def _bring_scripts(self, timeout: float) -> None:
+        """Bring the supervisor to the target: all of it or nothing, whoever else does the same."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for file in sorted(SCRIPTS.glob("*.sh")):
+                _add(tar, file.name, file, 0o644)
+        script = (
+            'umask 077 && t=$1.$$ && mkdir -p -- "$t" && chmod 755 -- "$t" && tar --no-same-owner -xf - -C "$t" && '
+            '{ mv -T -- "$t" "$1" 2>/dev/null || { [[ -f $1/start.sh ]] && rm -rf -- "$t"; }; }'
+        )
+        argv = ["bash", "-c", script, "deliver", self.scripts]
+        self._expect(self.connection.run(argv, stdin=archive.getvalue(), timeout=timeout), "bringing the supervisor")
 
     def _expect(self, done: Completed, doing: str) -> None:
         if done.exit_code != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -11,15 +12,17 @@ import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from coding_agent.errors import CommandTimeout, ConnectionBroken
-from coding_agent.executors.base import Executor
+from coding_agent.errors import CommandTimeout, ConnectionBroken, OnAnotherMachine
+from coding_agent.executors.base import Executor, Surroundings
 from coding_agent.executors.connection import Completed
 from coding_agent.supervisor import SCRIPTS
 
 if TYPE_CHECKING:
+    from coding_agent.installation import Progress
     from coding_agent.settings import ExecutorSpec
+    from coding_agent.task import Task
 
 # What an agent gets of this machine's environment. Everything else (a passphrase, a cloud token, another's API key)
 # stays out; the executors file's `env`, a task's `env` and `secrets` add what is wanted.
@@ -126,7 +129,45 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def connect(spec: ExecutorSpec) -> Executor:
-    """Return the executor of this machine; it needs no connecting."""
+class LocalExecutor(Executor):
+    """Runs on this machine, as this user."""
+
+    shares_files = True
+
+    def __init__(self, spec: ExecutorSpec, root: str) -> None:
+        """`root` is the folder of runs."""
+        super().__init__(spec.name, LocalConnection(), root=root, scripts=str(SCRIPTS))
+        self._spec = spec
+
+    @property
+    def place(self) -> Mapping[str, Any]:
+        """This machine, and the folder here."""
+        return {"host": platform.node(), "home": self.root}
+
+    def prepare(self, task: Task, say: Progress) -> Surroundings:
+        """Find the agent's program, or install it. Raises `ClaudeMissing`."""
+        environment, program = plain_environment(), None
+        if task.prompt is not None:
+            from coding_agent import claude
+
+            program = str(claude.find_or_install(self._spec.claude_path, task.agent.version, say))
+        return Surroundings(environment, environment["HOME"], program, task.limits)
+
+
+def unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
+    """Say which limits of the task can't be held here."""
+    if task.limits.cpus is not None:
+        return (f"limits.cpus is not enforced by executor {spec.name}: a local run has no cgroup of its own",)
+    return ()
+
+
+def connect(spec: ExecutorSpec, place: Mapping[str, Any]) -> Executor:
+    """Return the executor of this machine; it needs no connecting.
+
+    Raises `OnAnotherMachine` where `place` is that of another machine or user.
+    """
     root = os.path.realpath(Path(str(spec.options.get("root_dir") or "~/.coding-agent")).expanduser())
-    return Executor(spec.name, LocalConnection(), root=root, scripts=str(SCRIPTS))
+    executor = LocalExecutor(spec, root)
+    if place and dict(place) != executor.place:
+        raise OnAnotherMachine(f"the local executor of {place.get('host')}, in {place.get('home')}")
+    return executor

@@ -7,7 +7,7 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/common.sh"
 
 main() {
-  local runs=$1 run_id=$2 grace=$3 run=$1/$2 tried
+  local runs=$1 run_id=$2 grace=$3 run=$1/$2 root=${1%/*} tried
   exec 8<> <(:)
   end_stopped_supervisor "$run"
   if [[ -d $run && ! -L $run ]]; then
@@ -29,7 +29,11 @@ main() {
   # A checkout may hold folders without write permission (Go's module cache, Nix): root could remove them, others not.
   [[ -d $run && ! -L $run ]] && find "$run" -xdev -type d ! -perm -u+wx -exec chmod u+rwx {} +
   rm -rf -- "${runs:?}/$run_id" "$runs/.staging-$run_id"-* || return 94
-  rmdir -- "$runs" "${runs%/*}" 2>/dev/null
+  # The last one out: the scripts go as well where they were brought along with a run.
+  if rmdir -- "$runs" 2>/dev/null; then
+    [[ $here == "$root"/supervisor-* ]] && rm -rf -- "${root:?}"/supervisor-* "${root:?}/home"
+    rmdir -- "$root" 2>/dev/null
+  fi
   return 0
 }
 

@@ -85,6 +85,14 @@ started_at() {
   process_stat "$1" && [[ ${STAT[0]} != [ZX] ]] && START=${STAT[19]}
 }
 
+# boot_id: what changes when every process here has ended, into BOOT: the machine's boot, and the first process's start
+# (a container's is restarted with it).
+boot_id() {
+  IFS= read -r BOOT </proc/sys/kernel/random/boot_id
+  started_at 1
+  BOOT+=.$START
+}
+
 # is_process PID START: whether exactly that process lives.
 is_process() {
   # No =~ here: callers hold what it matched before.
@@ -100,6 +108,8 @@ pause() { read -r -t "$1" -u 8 REPLY || :; }
 # The union of three marks, because each can be shed: the id in the environment (env -i), the agent's session (setsid),
 # descent from the supervisor or from any process with such a mark (a double fork).
 #
+# In a container that was made for the run there is nothing to shed: see scan_namespace.
+#
 # What sheds all three escapes: `env -i setsid` whose parents have ended, where the supervisor is no subreaper (no perl,
 # or another architecture than x86-64 and arm64) or has been killed. So does what was started by another's process
 # (at, cron, systemd-run, docker run), and what another user owns is found but can't be signalled.
@@ -107,6 +117,10 @@ scan() {
   local run_id=$1 session=$2 ancestor=$3 entry pid up hops
   local -A parent=() found=() threads=()
   PIDS=() THREADS=0
+  if [[ ${CODING_AGENT_OWN_NAMESPACE-} ]]; then
+    scan_namespace "$ancestor"
+    return
+  fi
   ((ancestor)) && found[$ancestor]=1
   for entry in /proc/[0-9]*; do
     pid=${entry#/proc/}
@@ -139,6 +153,48 @@ scan() {
     PIDS+=("$pid")
     THREADS=$((THREADS + threads[$pid]))
   done
+}
+
+# scan_namespace ANCESTOR: scan in a process namespace that has only this run: whatever is this user's, but for the
+# supervisor and for what came in from outside (a controller's call), whose ancestors have no parent here. Without a
+# fork: where the limit of processes is reached there is none to be had.
+scan_namespace() {
+  local ancestor=$1 entry pid up hops line
+  local -A parent=() spared=([$$]=1 [$BASHPID]=1) threads=()
+  ((ancestor)) && spared[$ancestor]=1
+  for entry in /proc/[0-9]*; do
+    pid=${entry#/proc/}
+    process_stat "$pid" && [[ ${STAT[0]} != [ZX] ]] || continue
+    parent[$pid]=${STAT[1]} threads[$pid]=${STAT[17]}
+  done
+  if ((!ancestor)) && supervisors_here; then
+    for pid in "${SUPERVISORS[@]}"; do spared[$pid]=1; done
+  fi
+  for pid in "${!parent[@]}"; do
+    [[ ${spared[$pid]-} || $pid == 1 ]] && continue
+    up=$pid
+    for ((hops = 0; up > 1 && hops < 5000; hops++)); do up=${parent[$up]-0}; done
+    ((up == 1)) || continue
+    while IFS= read -r line; do
+      # Real, effective, saved: another user's can't be the agent's, which can't become one.
+      [[ $line == Uid:* ]] || continue
+      [[ $line == *[$' \t']"$EUID"[$' \t']* ]] && PIDS+=("$pid") && THREADS=$((THREADS + threads[$pid]))
+      break
+    done 2>/dev/null <"/proc/$pid/status"
+  done
+}
+
+# supervisors_here: every process that runs our script, without a fork, into SUPERVISORS.
+supervisors_here() {
+  local entry argv pid
+  SUPERVISORS=()
+  for entry in /proc/[0-9]*/cmdline; do
+    mapfile -d '' -t -n 3 argv 2>/dev/null <"$entry" || continue
+    [[ ${argv[1]-} == */supervise.sh ]] || continue
+    pid=${entry#/proc/} pid=${pid%/cmdline}
+    process_stat "$pid" && ((STAT[3] == pid)) && SUPERVISORS+=("$pid")
+  done
+  ((${#SUPERVISORS[@]}))
 }
 
 # look_again RUN_ID SESSION ANCESTOR: scan, but believe that nothing is left only when it is seen twice: what forks and

@@ -15,7 +15,7 @@ size() { # bytes of a regular file
 }
 
 main() {
-  local run=$1 id=${1##*/} pid ticks=0 pages=0 resident up boot supervised agent_free
+  local run=$1 id=${1##*/} pid ticks=0 pages=0 resident up supervised agent_free
   clock
   if [[ ! -d $run || -L $run ]]; then
     supervised=true
@@ -39,7 +39,7 @@ main() {
     scan "$id" 0 0
     ((${#PIDS[@]})) || agent_free=true
   fi
-  IFS= read -r boot </proc/sys/kernel/random/boot_id
+  boot_id
   PIDS=()
   if [[ ${2-} ]]; then
     scan "$id" 0 0
@@ -52,7 +52,7 @@ main() {
   fi
   read -r up _ </proc/uptime
   printf '{"exists":true,"now":%s,"boot_id":"%s","uptime":%s,"supervised":%s,"agent_free":%s,' \
-    "$NOW_EXACT" "$boot" "$up" "$supervised" "$agent_free"
+    "$NOW_EXACT" "$BOOT" "$up" "$supervised" "$agent_free"
   printf '"processes":%d,"ticks":%d,"ticks_per_second":%d,"resident":%d,"stream":%d,"output":%d}\n' \
     "${#PIDS[@]}" "$ticks" "$(getconf CLK_TCK)" "$((pages * $(getconf PAGESIZE)))" \
     "$(size "$run/stream.jsonl")" "$(size "$run/output.log")"

@@ -24,7 +24,7 @@ PAGE_SIZE=$(getconf PAGESIZE)
 declare -A PARAM=(
   [name]='' [kind]=agent [workdir]='' [branch]='' [repo]='' [repo_ref]='' [identity_name]='' [identity_email]=''
   [max_turns]=0 [timeout]=7200 [setup]=900 [first_event]=120 [idle]=1800 [linger]=10 [grace]=5
-  [memory]=0 [disk]=0 [pids]=0 [tick]=0.2 [heartbeat]=5 [created]=0
+  [memory]=0 [disk]=0 [pids]=0 [held]='' [tick]=0.2 [heartbeat]=5 [created]=0
 )
 declare -A SEEN=()
 STATE=starting STAGE=starting REASON='' DETAIL='' EXIT_CODE=null FINAL=false
@@ -32,6 +32,7 @@ AGENT=0 AGENT_START=0 SESSION=0 TURNS=0 SESSION_ID='' RESULT='' PARTIAL='' MORE=
 STARTED_AT=null FIRST_EVENT_AT=null FIRST_TOOL_AT=null FINISHED_AT=null
 WRITTEN='' FORGED='' UNSAVED=false
 STOP='' LIMIT_HITS='' NOTICES='' HEAD_SHA='' BASE_SHA='' START_SHA='' OWN_WORKSPACE=true DISK_NEXT=0 WATCH_NEXT=0 BEAT_NEXT=0
+KERNEL_NEXT=0 OOM_KILLS=0 FORKS_REFUSED=0 PERIODS=0 THROTTLED=0 FULL_LOOKS=0 MEMORY_HIT='' PIDS_HIT='' CPUS_HIT=''
 
 read_params() {
   local pair
@@ -64,23 +65,23 @@ read_secrets() {
 
 # write_meta: the state of the run, atomically. A full disk keeps the old one (and is a limit that was hit).
 write_meta() {
-  local reason=null detail session task boot state
+  local reason=null detail session task state
   local NOW NOW_EXACT # the loop's own time is taken by keep_time alone: a jump must not be met half-way
   look_at_meta
   [[ $REASON ]] && json_string reason "$REASON"
   json_string detail "$DETAIL"
   json_string session "$SESSION_ID"
   json_string task "${PARAM[name]}"
-  IFS= read -r boot </proc/sys/kernel/random/boot_id
   clock
   state="{\"version\":1,\"run_id\":\"${RUN##*/}\",\"name\":$task,\"kind\":\"${PARAM[kind]}\","
   state+="\"state\":\"$STATE\",\"stage\":\"$STAGE\",\"final\":$FINAL,\"reason\":$reason,\"detail\":$detail,"
   state+="\"exit_code\":$EXIT_CODE,\"pid\":$AGENT,\"pid_start\":$AGENT_START,"
-  state+="\"supervisor\":$$,\"supervisor_start\":${SUPERVISOR_START:-0},\"boot_id\":\"$boot\","
+  state+="\"supervisor\":$$,\"supervisor_start\":${SUPERVISOR_START:-0},\"boot_id\":\"$BOOT\","
   state+="\"session_id\":$session,\"num_turns\":$TURNS,\"created_at\":${PARAM[created]},\"started_at\":$STARTED_AT,"
   state+="\"first_event_at\":$FIRST_EVENT_AT,\"first_tool_at\":$FIRST_TOOL_AT,\"finished_at\":$FINISHED_AT,"
   state+="\"unsaved\":$UNSAVED,\"heartbeat\":$NOW_EXACT,\"base\":\"$BASE_SHA\",\"head\":\"$HEAD_SHA\","
   state+="\"limit_hits\":[${LIMIT_HITS%,}],\"notices\":[${NOTICES%,}]}"
+  room_to_fork || return 0 # rename is a process
   # In one piece: after several writes only the last one's failure would be seen.
   clear_way "$RUN/.meta.json.tmp" "$RUN/.meta.json"
   printf '%s\n' "$state" >"$RUN/.meta.json.tmp" && mv -f -- "$RUN/.meta.json.tmp" "$RUN/.meta.json" && WRITTEN=$state
@@ -126,6 +127,8 @@ spawn() {
     umask 022
     cd -- "$WORKDIR" || exit 96
     exec <"$in" >>"$out" 2>>"$err" || exit 96
+    # What the kernel ends for want of memory shall be a tool rather than the agent: bash reads this for each of them.
+    [[ ${PARAM[held]} ]] && ENVIRONMENT=("BASH_ENV=$here/victim.sh" "${ENVIRONMENT[@]}")
     # shellcheck disable=SC2046  # names of variables hold no white space
     unset $(compgen -e)
     export "CODING_AGENT_RUN_ID=${RUN##*/}" "${ENVIRONMENT[@]}" "${SECRETS[@]}"
@@ -231,6 +234,71 @@ look_at_memory_and_pids() {
   BEAT_NEXT=0
 }
 
+# kernel_count NAME FILE...: the number behind NAME in the first of these files that there is, into COUNT.
+kernel_count() {
+  local name=$1 file word number
+  shift
+  COUNT=
+  for file; do
+    [[ -r $file ]] || continue
+    while read -r word number _; do
+      [[ $word == "$name" ]] && COUNT=$number && return
+    done 2>/dev/null <"$file"
+  done
+  return 1
+}
+
+oom_kills() { kernel_count oom_kill /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; }
+forks_refused() { kernel_count max /sys/fs/cgroup/pids.events /sys/fs/cgroup/pids/pids.events; }
+throttled() { kernel_count "$1" /sys/fs/cgroup/cpu.stat /sys/fs/cgroup/cpu/cpu.stat; }
+
+# room_to_fork: whether the kernel allows another process. Where it does not, bash waits for a quarter of a minute.
+room_to_fork() {
+  local now=0 max=max
+  [[ ${PARAM[held]} ]] || return 0
+  { read -r max </sys/fs/cgroup/pids.max || read -r max </sys/fs/cgroup/pids/pids.max; } 2>/dev/null
+  [[ $max && $max != *[!0-9]* ]] || return 0
+  { read -r now </sys/fs/cgroup/pids.current || read -r now </sys/fs/cgroup/pids/pids.current; } 2>/dev/null
+  ((now + 3 <= max))
+}
+
+# begin_counting: what the kernel has counted before the agent began.
+begin_counting() {
+  [[ ${PARAM[held]} ]] || return 0
+  oom_kills && OOM_KILLS=$COUNT
+  forks_refused && FORKS_REFUSED=$COUNT
+  throttled nr_periods && PERIODS=$COUNT
+  throttled nr_throttled && THROTTLED=$COUNT
+  return 0
+}
+
+# look_at_kernel: which limits that the kernel holds were touched since the last look. Without a fork: there may be none.
+look_at_kernel() {
+  local periods
+  if oom_kills && ((COUNT > OOM_KILLS)); then
+    limit_hit memory "the kernel ended $((COUNT - OOM_KILLS)) of the run's processes for want of memory"
+    OOM_KILLS=$COUNT MEMORY_HIT=yes BEAT_NEXT=0
+  fi
+  if forks_refused && ((COUNT > FORKS_REFUSED)); then
+    [[ $PIDS_HIT ]] || limit_hit pids "the kernel refused a new process or thread: too many at once"
+    FORKS_REFUSED=$COUNT PIDS_HIT=yes
+    # Once is a tool's bad luck. Where it goes on, nothing works any more, the supervisor neither.
+    if room_to_fork; then FULL_LOOKS=0; else FULL_LOOKS=$((FULL_LOOKS + 1)); fi
+    ((FULL_LOOKS >= 3)) && end pids "the kernel allows no more processes and threads, and they are asked for all the time"
+  fi
+  if [[ ! $CPUS_HIT ]] && throttled nr_periods; then
+    periods=$COUNT
+    throttled nr_throttled || COUNT=$THROTTLED
+    # A tenth of a second each: half of them, for two seconds at least, is no chance.
+    if ((periods - PERIODS >= 20 && (COUNT - THROTTLED) * 2 > periods - PERIODS)); then
+      limit_hit cpus "slowed down in $((COUNT - THROTTLED)) of $((periods - PERIODS)) periods of 0.1 s"
+      CPUS_HIT=yes
+    fi
+    ((periods - PERIODS < 20)) || PERIODS=$periods THROTTLED=$COUNT
+  fi
+  return 0
+}
+
 look_at_disk() {
   local used took=$SECONDS
   used=$(timeout 60 du -sk -- "$RUN" 2>/dev/null)
@@ -254,6 +322,7 @@ transcript_grew() {
 look_at_limits() {
   local began ended took
   ((NOW > DEADLINE)) && end timeout "after $((NOW - ${PARAM[created]%.*})) seconds"
+  [[ ${PARAM[held]} && $NOW -ge $KERNEL_NEXT ]] && { KERNEL_NEXT=$((NOW + 1)); look_at_kernel; }
   if ((PARAM[disk] > 0 && NOW >= DISK_NEXT)); then look_at_disk; fi
   if ((PARAM[memory] + PARAM[pids] > 0 && NOW >= WATCH_NEXT)); then
     began=${EPOCHREALTIME-0.0}
@@ -287,7 +356,7 @@ keep_time() {
   gap=$((NOW - ${LAST_LOOK:-$NOW}))
   LAST_LOOK=$NOW
   ((gap < 0 || gap > LONGEST_LOOK)) || return 0
-  for name in DEADLINE LAST_EVENT STAGE_BEGAN RESULT_AT SETUP_BEGAN DISK_NEXT WATCH_NEXT BEAT_NEXT; do
+  for name in DEADLINE LAST_EVENT STAGE_BEGAN RESULT_AT SETUP_BEGAN DISK_NEXT WATCH_NEXT KERNEL_NEXT BEAT_NEXT; do
     printf -v "$name" %d "$((${!name:-0} + gap))"
   done
 }
@@ -397,9 +466,24 @@ judge() {
   fi
 }
 
+# judge_by_kernel: an agent that the kernel ended, or that could not go on, for want of memory or processes.
+judge_by_kernel() {
+  [[ ${PARAM[held]} ]] || return 0
+  look_at_kernel
+  [[ $STATE == failed && $REASON =~ ^(signal|no_result|spawn_error|exit_code)$ && ! $RESULT ]] || return 0
+  if [[ $MEMORY_HIT && ($EXIT_CODE == 137 || $EXIT_CODE == 134) ]]; then
+    REASON=memory DETAIL='the kernel ended the agent for want of memory'
+  elif [[ $PIDS_HIT ]]; then
+    REASON=pids DETAIL="ended with exit code $EXIT_CODE when the kernel refused it more processes"
+  fi
+}
+
 conclude() {
   case $STOP in
-    '') judge ;;
+    '')
+      judge
+      judge_by_kernel
+      ;;
     timeout) STATE=timed_out REASON=timeout ;;
     killed) STATE=killed REASON=killed ;;
     lingering_after_result)
@@ -421,6 +505,8 @@ finish() {
   final_state=$STATE final_reason=$REASON
   STATE=running REASON='' STAGE=ending
   ((AGENT)) || STATE=starting
+  # Without room for a process nothing else can be done.
+  room_to_fork || end_processes "${RUN##*/}" "$SESSION" "$$" 0
   write_meta
   end_processes "${RUN##*/}" "$SESSION" "$$" "${PARAM[grace]%.*}" || notice "processes that could not be ended: ${PIDS[*]}"
   if [[ ${PARAM[kind]} == agent && -e /dev/fd/3 ]]; then
@@ -465,6 +551,7 @@ main() {
   trap 'end killed "the supervisor was asked to end"' TERM
   rm -rf -- "$RUN/.poke"
   mkfifo -m 600 "$RUN/.poke" && exec 8<>"$RUN/.poke" || exit 97
+  boot_id
   started_at $$
   SUPERVISOR_START=$START
   read_params
@@ -476,6 +563,7 @@ main() {
   exec </dev/null 7>>"$RUN/.lock.agent"
   flock 7 # somebody who looks may hold it for a moment
   head -c 65536 /dev/zero >"$RUN/.ballast"
+  begin_counting
   write_meta || exit 97
   if make_workspace && { run_setup || [[ $STOP ]]; } && [[ ! $STOP ]]; then
     meanwhile save_base

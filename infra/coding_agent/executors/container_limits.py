@@ -1,0 +1,72 @@
+"""Who holds which limit of a run in a container: the kernel, the supervisor's watch, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from coding_agent.quantities import size
+
+if TYPE_CHECKING:
+    from coding_agent.agent_settings import Limits
+    from coding_agent.settings import ExecutorSpec
+    from coding_agent.task import Task
+
+MEMORY, PIDS = 2 * 1024**3, 512  # of a container made for a run, where neither task nor executor says
+ROOM = 16  # processes that the supervisor and a look at the run need beside the agent's own
+
+
+def effective(limits: Limits, options: Mapping[str, Any]) -> Limits:
+    """Return the task's limits, and the executor's where they are narrower or the task has none."""
+    own = {
+        "cpus": options.get("cpus"),
+        "memory": size(options["memory"]) if options.get("memory") else None,
+        "pids": options.get("pids"),
+        "disk": size(options["disk"]) if options.get("disk") else None,
+    }
+    if options.get("image"):
+        own = {**own, "memory": own["memory"] or limits.memory or MEMORY, "pids": own["pids"] or limits.pids or PIDS}
+    changed = {}
+    for name, value in own.items():
+        asked = getattr(limits, name)
+        if value is not None:
+            changed[name] = value if asked is None else min(asked, value)
+    return replace(limits, **changed)
+
+
+def held(said: Mapping[str, Any]) -> frozenset[str]:
+    """Return which limits the kernel holds, of what the engine says of a container."""
+    settings = said["HostConfig"]
+    found = {
+        "memory": settings.get("Memory"),
+        "cpus": settings.get("NanoCpus") or settings.get("CpuQuota"),
+        # The engine may have kept another limit than the one that was asked for: then it is watched.
+        "pids": str(settings.get("PidsLimit")) == (said["Config"].get("Labels") or {}).get("coding-agent.pids"),
+    }
+    return frozenset(name for name, value in found.items() if value)
+
+
+def unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
+    """Say which limits are held otherwise than by the kernel."""
+    limits, said = effective(task.limits, spec.options), []
+    if spec.options.get("container"):
+        if limits.cpus is not None:
+            said.append(f"limits.cpus is not enforced by executor {spec.name}: its container exists already")
+        watched = [f"limits.{name}" for name in ("memory", "pids") if getattr(limits, name) is not None]
+        if watched:
+            said.append(
+                f"{' and '.join(watched)}: watched by the supervisor every 2 s, as the container of executor "
+                f"{spec.name} exists already and keeps its own"
+            )
+    asked = task.limits
+    narrower = [
+        name for name in ("cpus", "memory", "pids", "disk") if getattr(asked, name) not in (None, getattr(limits, name))
+    ]
+    if narrower:
+        said.append(
+            f"{', '.join(f'limits.{name}' for name in narrower)}: executor {spec.name} allows less, which holds"
+        )
+    if limits.disk is not None:
+        said.append("limits.disk: watched by the supervisor every 3 s or more, in the run's folder")
+    return tuple(said)

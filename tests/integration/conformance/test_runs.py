@@ -1,0 +1,147 @@
+"""What an Executor has to do with runs, whatever its Connection is."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from coding_agent.run import State
+from places import Place
+from processes import processes_with_text
+from waiting import until
+
+KINDS = {
+    "plain": "sleep 987 & echo $! >{0}",
+    "nohup": "nohup sleep 987 >/dev/null 2>&1 & echo $! >{0}",
+    "setsid": "setsid sleep 987 & sleep 0.2; pgrep -f 'sleep 987' | tail -n 1 >{0}",
+    "double fork": "( ( sleep 987 & echo $! >{0} ) & )",
+    "without environment": "( env -i setsid bash -c 'echo $$ >\"$0\"; exec sleep 987' {0} & )",
+    "stubborn": "bash -c 'trap : TERM HUP INT; echo $$ >\"$0\"; while :; do sleep 987; done' {0} &",
+}
+
+
+def test_start_twice_is_once(place: Place) -> None:
+    """However often and from wherever a run is started at once, its command runs once."""
+    launch = place.launch('echo started >>"$HOME/starts.$CODING_AGENT_RUN_ID"; sleep 1')
+    place.executor.status(place.id())  # what has to be brought along is there
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: place.executor.start(launch), range(4))) == [place.id()] * 4
+    assert place.ended().state is State.SUCCEEDED
+    place.executor.start(launch)
+    assert place.bash('cat "$1"', f"{place.folder}/starts.{place.id()}") == "started"
+
+
+def test_status_of_a_run_that_never_was(place: Place) -> None:
+    """A run that was never started is no run, not one that was lost."""
+    assert place.look().state is None
+
+
+def test_status_while_it_runs(place: Place) -> None:
+    """A run that goes on says so, with what its processes use."""
+    place.start("echo here >here; sleep 60")
+    place.says("here")
+    look = place.executor.status(place.id(), usage=True)
+    assert look.state is State.RUNNING
+    assert look.processes >= 2
+    assert look.resident > 1_000_000
+
+
+@pytest.mark.parametrize(("script", "state", "code"), [("true", State.SUCCEEDED, 0), ("exit 9", State.FAILED, 9)])
+def test_status_of_an_ended_run(place: Place, script: str, state: State, code: int) -> None:
+    """A run that has ended says how."""
+    place.start(script)
+    look = place.ended()
+    assert look.state is state
+    assert look.meta is not None
+    assert look.meta.exit_code == code
+
+
+def test_killed(place: Place) -> None:
+    """A run that is killed ends as killed; killing it again changes nothing."""
+    place.start("echo here >here; sleep 60")
+    place.says("here")
+    place.executor.kill(place.id())
+    look = place.look()
+    assert (look.state, look.reason) == (State.KILLED, "killed")
+    place.executor.kill(place.id())
+    assert place.look().meta == look.meta
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kill_ends_the_whole_tree(place: Place, kind: str) -> None:
+    """What a run has started ends with it, however it tried to get away."""
+    place.start(f"{KINDS[kind].format('pid')}\nsleep 60")
+    pid = int(place.says("pid"))
+    assert place.bash("[[ -d /proc/$1 ]] && echo lives", str(pid)) == "lives"
+    place.executor.kill(place.id())
+    until(
+        lambda: (
+            place.bash('grep -sq "^State:.[^ZX]" "/proc/$1/status" && echo lives || echo ended', str(pid)) == "ended"
+        )
+    )
+
+
+def test_what_a_run_leaves_behind_ends_with_it(place: Place) -> None:
+    """A run that ends by itself leaves no process either."""
+    place.start(KINDS["without environment"].format("pid"))
+    assert place.ended().state is State.SUCCEEDED
+    pid = place.says("pid")
+    until(lambda: place.bash('grep -sq "^State:.[^ZX]" "/proc/$1/status" && echo lives || echo ended', pid) == "ended")
+
+
+def test_cleanup_twice(place: Place) -> None:
+    """Cleaning up ends a run and removes its folder; there is nothing to do the second time, and that is no error."""
+    place.start("echo here >here; sleep 60")
+    place.says("here")
+    place.executor.cleanup(place.id(), grace=1)
+    assert place.look().state is None
+    assert processes_with_text(place.id()) == []
+    place.executor.cleanup(place.id(), grace=1)
+    assert place.bash("[[ -e $1 ]] && echo there || echo gone", place.executor.run_dir(place.id())) == "gone"
+
+
+def test_secrets_are_in_the_environment_of_the_agent_alone(place: Place) -> None:
+    """A secret reaches the run's command and is in no file of the run, no argument and no other process."""
+    value = f"canary-{place.token}"
+    place.start("[[ $TOKEN == canary-* ]] && echo yes >seen; sleep 60", secret={"TOKEN": value})
+    assert place.says("seen") == "yes"
+    with_it = processes_with_text(value)
+    of_run = processes_with_text(f"CODING_AGENT_RUN_ID={place.id()}")
+    assert with_it
+    assert set(with_it) <= set(of_run)
+    found = place.bash('grep -rlsaF -- "$1" "$2" || :', value, place.executor.root)
+    assert found == ""
+
+
+def test_two_runs_side_by_side(two_places: tuple[Place, Place]) -> None:
+    """Of two runs at once each ends alone, and the other goes on."""
+    one, other = two_places
+    one.start("echo here >here; sleep 60", "a")
+    other.start("echo here >here; sleep 60", "b")
+    one.says("here", "a")
+    other.says("here", "b")
+    one.executor.kill(one.id("a"))
+    assert one.look("a").state is State.KILLED
+    assert other.look("b").state is State.RUNNING
+    other.executor.kill(other.id("b"))
+    assert other.look("b").state is State.KILLED
+    assert one.look("a").state is State.KILLED
+
+
+def test_last_lines_of_the_log(place: Place) -> None:
+    """The last lines that a run has said are fetched, as they are."""
+    place.start('for i in {1..30}; do echo "line $i"; done')
+    place.ended()
+    assert place.executor.fetch_logs(place.id(), 3) == ["line 28", "line 29", "line 30"]
+
+
+def test_nothing_is_left(place: Place) -> None:
+    """After the last run was cleaned up, nothing of the runs is left: no folder, no script, no process."""
+    place.start("true", "a")
+    place.start("true", "b")
+    for which in ("a", "b"):
+        place.ended(which)
+        place.executor.cleanup(place.id(which))
+    assert place.bash('ls -A "$1" 2>/dev/null || :', place.executor.root) == ""
+    assert processes_with_text(place.id()) == []
