@@ -29,6 +29,8 @@ _SWITCHES = {
     "PULUMI_SKIP_UPDATE_CHECK": "true",
     # A checkout without the stack's file (it holds an encryption salt and is kept out of git) still opens the stack.
     "PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER": "true",
+    # The engine and its plugins talk over loopback; Python's gRPC would ask a proxy for that.
+    "no_grpc_proxy": "127.0.0.1",
 }
 
 

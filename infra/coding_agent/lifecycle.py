@@ -23,11 +23,13 @@ from coding_agent.run import Outputs, ProcessUsage, State
 from coding_agent.settings import ExecutorSpec, Settings
 
 if TYPE_CHECKING:
+    from coding_agent.logs import Follower
     from coding_agent.task import Task
 
 Say = Callable[[str], None]
 UNREADABLE_LIMIT = 20.0  # seconds without a readable state; its supervisor writes it anew much sooner
 SHORTEST_SPAN = 0.5  # seconds over which a percentage of CPU says something
+RECONNECT_LIMIT = 60.0  # seconds for which a connection that breaks is tried again
 BEGIN_POLL = 0.05  # seconds between looks while a run begins
 
 
@@ -106,12 +108,7 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
         name = executor.log_file(record.kind)
         follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name)
         stage, readable = "", time.monotonic()
-        for round_number in _rounds(stop, poll):
-            for line in follower.new_lines():
-                say(line)
-            if round_number % 3 and not follower.renderer.result_seen:
-                continue
-            look = executor.status(record.run_id)
+        for look in _looks(record, executor, follower, say, stop, poll):
             if look.meta and look.meta.stage != stage:
                 stage = look.meta.stage
                 if stage in ("workspace", "setup", "saving"):
@@ -121,8 +118,9 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
             elif look.reason == UNREADABLE and time.monotonic() - readable < UNREADABLE_LIMIT:
                 continue
             if look.state is None or look.state.final or look.state is State.UNRESPONSIVE:
-                for line in follower.new_lines(last=True):
-                    say(line)
+                with contextlib.suppress(ConnectionBroken):
+                    for line in follower.new_lines(last=True):
+                        say(line)
                 break
     return observe(record, say=say)
 
@@ -171,6 +169,7 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
     if record.removed:
         return
     with contextlib.closing(reach(record)) as executor:
+        executor.wake()
         look = executor.status(record.run_id)
         if look.state is not None and not look.state.final:
             say(f"ending run {record.run_id}, which was started in {record.root}")
@@ -280,6 +279,35 @@ def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Rec
     if collect and record.outputs.status.final and not record.collected:
         record = bring_back(record, executor, look, screen, say)
     return record
+
+
+def _looks(
+    record: Record, executor: Executor, follower: Follower, say: Say, stop: threading.Event, poll: float
+) -> Iterator[Look]:
+    """Say what is new in the log, and yield a look at the run in every third round.
+
+    A connection that breaks is tried again, for `RECONNECT_LIMIT` seconds; then nothing more is yielded.
+    """
+    broken: float | None = None
+    for number in _rounds(stop, poll):
+        try:
+            for line in follower.new_lines():
+                say(line)
+            look = executor.status(record.run_id) if number % 3 == 0 or follower.renderer.result_seen else None
+        except OnAnotherMachine:
+            raise
+        except ConnectionBroken as error:
+            if broken is None:
+                say(f"the connection is broken, trying again: {error.message}")
+                broken = time.monotonic()
+            if time.monotonic() - broken > RECONNECT_LIMIT:
+                return
+            continue
+        if look is not None:
+            if broken is not None:
+                say("connected again")
+                broken = None
+            yield look
 
 
 def _log_tail(record: Record, executor: Executor, look: Look) -> tuple[bytes, bool]:

@@ -60,6 +60,7 @@ def serve(make: Callable[[EngineLog], ResourceProviderServicer]) -> int:
     if not addresses:
         print("this program is started by the Pulumi engine, with its address", file=sys.stderr)
         return 2
+    os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # the engine is at loopback, whatever proxy the user has
     _end_with_engine()
     asyncio.run(_serve(make(EngineLog(addresses[-1]))))
     return 0

@@ -19,8 +19,9 @@ from urllib.parse import unquote, urlparse
 from pulumi import RunError
 from pulumi.automation import CommandResult
 from pulumi.automation import errors as failures
+from pulumi.runtime.rpc import UNKNOWN
 
-from coding_agent import backend, engine, locks, paths, plugin, program
+from coding_agent import backend, engine, executors, locks, paths, plugin, program, records
 from coding_agent.command import Call, Command
 from coding_agent.errors import EngineFailed, NotFound
 from coding_agent.inprocess import serving
@@ -81,6 +82,7 @@ def open_stack(
     `task_file` is the task's where it is not `tasks/<name>.yaml`. Raises `EngineMissing`; `InvalidInput` for a project
     that can't be read.
     """
+    os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # the engine's calls come over loopback
     project = open_project(root)
     before = _content(project.stack_file(name))
     if task_file is not None:
@@ -114,15 +116,17 @@ class Stack:
         """The calls of the engine's command line so far, and how long each took."""
         return self._command.calls
 
-    def up(self, *, wait: bool, say: Say, rerun: bool = False) -> dict[str, Any]:
+    def up(self, *, wait: bool, say: Say, rerun: bool = False, refresh: bool = False) -> dict[str, Any]:
         """Start the task's run, adopt it or leave it as it is, and return the stack's outputs.
 
-        With `wait` it returns once the run has ended. A run that failed is no failure of this. Raises what keeps the
+        With `refresh` it first looks what is left of the run's target, and what is gone is made anew. With `wait` it
+        returns once the run has ended. A run that failed is no failure of this. Raises what keeps the
         run from starting, `StackLocked` and `EngineFailed`.
         """
+        arguments = ("up", "--yes", "--skip-preview", *(["--refresh"] if refresh else []))
         variables = {plugin.WAIT: "true" if wait else "false", plugin.RERUN: "1" if rerun else ""}
         heard = self._listen(say)
-        self._existing(heard, lambda: self._update(heard, variables, "up", "--yes", "--skip-preview"))
+        self._existing(heard, lambda: self._update(heard, variables, *arguments))
         return self._seen(heard)
 
     def preview(self, *, say: Say, rerun: bool = False) -> Preview:
@@ -142,6 +146,7 @@ class Stack:
     def refresh(self, *, say: Say) -> dict[str, Any]:
         """Look at the run, and let the stack and its outputs say what is true now. Raises `NotFound`."""
         heard = self._listen(say)
+        self._reach_targets()
         arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true")
         self._guarded(heard, lambda: self._update(heard, {}, *arguments))
         return self._seen(heard)
@@ -149,6 +154,7 @@ class Stack:
     def destroy(self, *, discard: bool, say: Say) -> None:
         """End the run, bring its work back unless `discard`, and remove everything and the stack. Raises `NotFound`."""
         heard = self._listen(say)
+        self._reach_targets()
         before = _content(self.project.stack_file(self.name))
         variables = {plugin.DISCARD: "1" if discard else ""}
         self._guarded(heard, lambda: self._update(heard, variables, "destroy", "--yes", "--skip-preview", "--remove"))
@@ -159,6 +165,12 @@ class Stack:
         heard = self._listen(lambda _line: None)
         said = self._guarded(heard, lambda: self._run("stack", "output", "--json", "--show-secrets"))
         return _plain(json.loads(said.stdout or "{}"))
+
+    def _reach_targets(self) -> None:
+        """See that what holds the stack's targets answers: without the program nobody else says so, or starts it."""
+        for record in records.everything():
+            if record.stack == self.name and record.root == str(self.project.root) and not record.removed:
+                executors.reach(record.spec)
 
     def _listen(self, say: Say) -> _Heard:
         return _Heard(say, self.project.work / f".refusal.{secrets.token_hex(4)}")
@@ -263,5 +275,9 @@ def _content(file: Path) -> bytes:
 
 
 def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return outputs with whole numbers whole: the engine's are all floating point."""
+    """Return outputs with whole numbers whole (the engine's are all floating point), and without what is not known.
+
+    A run that could not be started has left such outputs.
+    """
+    outputs = {name: value for name, value in outputs.items() if value != UNKNOWN}
     return outputs_dict(outputs_from(outputs)) if outputs.get("status") else dict(outputs)

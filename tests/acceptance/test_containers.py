@@ -108,8 +108,8 @@ def test_agent_cannot_end_its_container(container_user: User, docker: Docker) ->
     user = container_user
     user.job(command="kill -KILL -1; sleep 1; echo survived", executor="box", limits={"grace": "1s"})
     user.cli("up", "job", code=None)
-    outputs = user.outputs("job")
-    assert outputs["status"] in ("failed", "lost")
+    # Its supervisor went with it, so nobody but the next look can say how it ended.
+    assert until(lambda: (found := user.outputs("job"))["status"] != "unresponsive" and found)["status"] == "lost"
     (container,) = docker.of_project(user.project)
     assert docker.inspect(container)["State"]["Running"]
     user.cli("destroy", "job")
@@ -271,7 +271,7 @@ def test_mounted_folder_is_writable_for_its_owner(container_user: User, tmp_path
 
 
 def test_lost_container_is_reported_and_replaced_when_asked(container_user: User, docker: Docker) -> None:
-    """A container removed under a running agent: said by `up`, replaced by `pulumi up --refresh`, its work kept."""
+    """A container removed under a running agent: said by `up`, replaced by `up --refresh`, its work kept."""
     user = container_user
     user.job(command="echo precious >kept; echo started; sleep 600", executor="box", limits={"grace": "1s"})
     user.cli("up", "job", "--detach")
@@ -285,7 +285,7 @@ def test_lost_container_is_reported_and_replaced_when_asked(container_user: User
     assert "lost" in shown
     assert "precious" in Path(outputs["patch"]).read_text()
 
-    user.pulumi("up", "--refresh", "--yes", "--skip-preview", "--stack", "job", CODING_AGENT_WAIT="false")
+    user.cli("up", "job", "--refresh", "--detach")
     again = user.outputs("job")
     assert again["status"] == "running"
     assert again["run_id"] == first

@@ -89,7 +89,7 @@ def test_a_changed_task_is_replaced_by_a_bare_update(workplace: Workplace) -> No
     old = records.load(first)
     assert old is not None
     assert (old.outputs.status, old.removed) == (State.KILLED, True)
-    assert shown.index("deleted original") < shown.index("created replacement")
+    assert shown.index(":Run job deleted original") < shown.index(":Run job created replacement")
     assert workplace.outputs()["log_tail"] == "other\n"
 
 

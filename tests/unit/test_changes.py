@@ -48,6 +48,19 @@ def test_a_name_that_is_no_word_is_quoted() -> None:
     assert change.fields == {"run_id": "update", 'task["a.b"]["c\\""]': "delete"}
 
 
+def test_another_image_is_another_id() -> None:
+    """An id is replaced when the target is made of another image."""
+    old = {"digest": "x", "attempt": 1.0, "image": "one"}
+    assert of_run_id(old, {**old, "image": "two"}) == Change({"image": "update"}, replace=True)
+
+
+@pytest.mark.parametrize(("reason", "replaced"), [("target_gone", True), ("supervisor_died", False)])
+def test_a_run_that_went_with_its_target_is_run_in_the_next_one(reason: str, replaced: bool) -> None:
+    """A run that was lost with its target is replaced once there is another; one lost otherwise is only reported."""
+    old = _run(outputs={"status": "lost", "reason": reason}, target={"id": "a"})
+    assert of_run(old, {**old, "target": {"id": "b"}}, unknown=UNKNOWN).replace is replaced
+
+
 @pytest.mark.parametrize(
     ("status", "changed", "expected"),
     [

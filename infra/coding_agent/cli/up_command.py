@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         "up fix-build",
         "up tasks/fix-build.yaml --detach",
         "up fix-build --rerun",
+        "up fix-build --refresh",
         "up fix-build --json | jq .branch",
     ],
     codes=[(0, "the run succeeded (with --detach: it was started)"), 1, 2, 3, 4, 130],
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 @task_argument
 @click.option("--detach", "-d", is_flag=True, help="Return once the agent has started; don't follow it.")
 @click.option("--rerun", is_flag=True, help="Run it again although nothing changed.")
+@click.option("--refresh", is_flag=True, help="Look first what is left of its target: what is gone is made anew.")
 @json_option
-def up_command(task: str, detach: bool, rerun: bool, as_json: bool) -> int:
+def up_command(task: str, detach: bool, rerun: bool, refresh: bool, as_json: bool) -> int:
     """Run a task, or adopt its run, and follow it to its end.
 
     Where the task has a run already and nothing about it changed, that run is followed; a changed task ends the run and
@@ -48,7 +50,7 @@ def up_command(task: str, detach: bool, rerun: bool, as_json: bool) -> int:
     try:
         with screen.working(f"{loaded.name}: preparing") as say:
             stack = _stack(loaded, say)
-            run = _record(stack.up(wait=False, rerun=rerun, say=say))
+            run = _record(stack.up(wait=False, rerun=rerun, refresh=refresh, say=say))
     except KeyboardInterrupt:
         return _interrupted(screen, loaded)
     if detach or (not loaded.wait and not run.outputs.status.final):

@@ -46,6 +46,15 @@ def image(spec: ExecutorSpec, task: Task) -> str | None:
     return str(_module(TARGETS, spec).image(spec, task)) if spec.type in TARGETS else None
 
 
+def reach(spec: ExecutorSpec) -> None:
+    """See that what holds the executor's targets answers, and start it where that is ours to do.
+
+    Raises `ConnectionBroken` with what to do.
+    """
+    if spec.type in TARGETS:
+        _module(MODULES, spec).answers(spec)
+
+
 def sweep(spec: ExecutorSpec, run_id: str) -> None:
     """Remove what was made for a run and is in no stack, as an engine that was killed leaves it."""
     if spec.type in TARGETS:

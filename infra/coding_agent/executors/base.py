@@ -33,6 +33,7 @@ UNREADABLE = "no_readable_state"  # the reason of a run whose supervisor lives, 
 NOTHING_LEFT = "nothing_left"  # the reason of a run that has a folder, and neither processes nor a state
 REPLACED = "folder_replaced"  # the reason of a run whose folder somebody put something else in the place of
 TARGET_GONE = "target_gone"  # the reason of a run whose target was removed with everything in it
+_KILLED = (137, -9)  # the exit code of what was killed, as a shell and as a parent tells it
 _NO_SUCH_SCRIPT = 127  # bash's exit code
 
 
@@ -143,6 +144,8 @@ class Executor:
             done = self._script("status.sh", *argv, timeout=30.0)
         except TargetGone:
             return Look(state=None, reason=TARGET_GONE)
+        if done.exit_code in _KILLED:
+            raise ConnectionBroken("the look at the run was ended by somebody there")
         self._expect(done, "looking at the run")
         seen, _, raw = done.stdout.partition(b"\n")
         try:

@@ -69,9 +69,13 @@ class ContainerConnection(FilesByCommand):
         """Run a command; see `Connection.run`."""
         container = self._ready()
         environment = {**(_OWN if self._made else {}), **(env or {})}
-        return container_exec.run(
-            self._engine, container, argv, user=self._user, stdin=stdin, timeout=timeout, env=environment
-        )
+        try:
+            return container_exec.run(
+                self._engine, container, argv, user=self._user, stdin=stdin, timeout=timeout, env=environment
+            )
+        except ConnectionBroken:
+            self._container = self._stand_in  # it may have been stopped or removed: the next call looks anew
+            raise
 
     def close(self) -> None:
         """Remove the stand-in, where there was one."""
@@ -267,6 +271,11 @@ def connect(spec: ExecutorSpec, place: Mapping[str, Any]) -> Executor:
     connection = ContainerConnection(engine, place, user)
     root = str(place.get("root") or "") or _root_of_existing(connection, spec)
     return ContainerExecutor(spec, connection, place, root)
+
+
+def answers(spec: ExecutorSpec) -> None:
+    """Raise `ConnectionBroken` where the container engine does not answer."""
+    reach(spec.options).close()
 
 
 def sweep(spec: ExecutorSpec, run_id: str) -> None:

@@ -289,8 +289,8 @@ look_at_kernel() {
   if [[ ! $CPUS_HIT ]] && throttled nr_periods; then
     periods=$COUNT
     throttled nr_throttled || COUNT=$THROTTLED
-    # A tenth of a second each: half of them, for two seconds at least, is no chance.
-    if ((periods - PERIODS >= 20 && (COUNT - THROTTLED) * 2 > periods - PERIODS)); then
+    # A tenth of a second each: a fifth of them, in two seconds at least, is no chance.
+    if ((periods - PERIODS >= 20 && (COUNT - THROTTLED) * 5 > periods - PERIODS)); then
       limit_hit cpus "slowed down in $((COUNT - THROTTLED)) of $((periods - PERIODS)) periods of 0.1 s"
       CPUS_HIT=yes
     fi

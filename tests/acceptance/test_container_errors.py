@@ -1,0 +1,201 @@
+"""What is missing for a container is named early, with the next step; what can't be removed is said, and stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from containers import Docker
+from fakes.scenarios import scenario
+from user import User
+from waiting import until
+
+
+def _refused(user: User, *argv: str, **environment: Any) -> str:
+    done = user.cli(*argv, code=3, **environment)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert "next:" in said
+    return said
+
+
+def _box(user: User, **fields: object) -> None:
+    box = {"name": "box", "type": "container", "image": "coding-agent-test/base:1", "network": "none"}
+    user.executors({**box, **fields})
+
+
+def test_no_container_engine(container_user: User, docker: Docker) -> None:
+    """Where no dockerd answers, `up` and `preview` say so before anything is made, and how to go on."""
+    user = container_user
+    _box(user, docker_host=f"unix://{user.home}/no.sock")
+    user.job(command="true", executor="box")
+    for verb in ("up", "preview"):
+        said = _refused(user, verb, "job")
+        assert "no.sock does not answer: no such socket" in said
+        assert "docker_host" in said
+    assert docker.left(user.project) == []
+
+
+def test_engine_that_refuses_the_user(container_user: User, docker: Docker, tmp_path: Path) -> None:
+    """An engine that nobody listens behind any more is said to be gone, not to be broken."""
+    import socket
+
+    user, path = container_user, tmp_path / "dead.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    _box(user, docker_host=f"unix://{path}")
+    user.job(command="true", executor="box")
+    assert "does not answer: nobody listens" in _refused(user, "up", "job")
+
+
+def test_image_that_does_not_exist(container_user: User, docker: Docker) -> None:
+    """An image that neither the engine nor its registry has is named, with the ways to get one; nothing is made."""
+    user = container_user
+    _box(user, image="127.0.0.1:1/no-such-image:1")
+    user.job(command="true", executor="box")
+    said = _refused(user, "up", "job")
+    assert "there is no image 127.0.0.1:1/no-such-image:1 here, and it can't be pulled" in said
+    assert "docker build" in said
+    assert docker.left(user.project) == []
+
+
+def test_image_without_bash(container_user: User, docker: Docker) -> None:
+    """An image without bash is refused with everything that it lacks, and what to do about it."""
+    user = container_user
+    image = docker.build("RUN rm /usr/bin/bash /usr/bin/flock")
+    try:
+        _box(user, image=image)
+        user.job(command="true", executor="box")
+        for verb in ("preview", "up"):
+            said = _refused(user, verb, "job")
+            assert f"the image {image} lacks bash, flock, which every run needs" in said
+            assert "apt-get install bash util-linux" in said
+            assert "coding-agent image build" in said
+        assert docker.left(user.project) == []
+    finally:
+        docker.remove([image])
+
+
+def test_image_that_no_claude_runs_in(container_user: User, docker: Docker) -> None:
+    """An image with neither Claude Code nor a C library for it is refused for an agent, and fit for a command."""
+    user = container_user
+    # Only the name that is looked for is gone: what runs in the image needs its libraries.
+    image = docker.build("ENV LD_LIBRARY_PATH=/x", "RUN mv /usr/bin/git /usr/bin/tig")
+    try:
+        _box(user, image=image)
+        user.job(prompt=scenario("text"), repo=".", executor="box")
+        user.commit_all()
+        said = _refused(user, "up", "job")
+        assert "executor box lacks git" in said
+    finally:
+        docker.remove([image])
+
+
+def test_plugin_that_is_missing(container_user: User, docker: Docker) -> None:
+    """Without the engine's plugin every way to it is tried, and named with its reason; local tasks need none."""
+    user = container_user
+    (user.home / ".pulumi" / "plugins").unlink()
+    nowhere: dict[str, Any] = {
+        "CODING_AGENT_PULUMI_MIRROR": str(user.home / "no-mirror"),
+        "https_proxy": "http://127.0.0.1:1",
+    }
+    user.job(command="true", executor="box")
+    said = _refused(user, "up", "job", **nowhere)
+    assert "no plugin docker 5.1.0 for the engine" in said
+    for way in ("PATH: ", "cache: ", "mirror: ", "download: "):
+        assert way in said
+    assert "pulumi plugin install resource docker 5.1.0" in said
+    user.job("here", command="true", executor="local")
+    user.cli("up", "here", **nowhere)
+    user.cli("destroy", "here")
+    user.cli("up", "job")
+    user.cli("destroy", "job")
+
+
+def test_existing_container_that_is_not_there(container_user: User, docker: Docker) -> None:
+    """A container named in the executors file that is not there, or does not run, is said to be so."""
+    user = container_user
+    user.executors({"name": "theirs", "type": "container", "container": "no-such-container"})
+    user.job(command="true", executor="theirs")
+    assert "there is no container no-such-container" in _refused(user, "up", "job")
+    with docker.running() as name:
+        docker("stop", "-t", "0", name)
+        user.executors({"name": "theirs", "type": "container", "container": name})
+        assert f"the container {name} is exited, not running" in _refused(user, "up", "job")
+
+
+def test_folder_to_mount_that_is_not_there(container_user: User) -> None:
+    """A folder to mount that does not exist is named; the engine would have made an empty one of root's."""
+    user = container_user
+    _box(user, volumes=["./nowhere:/x"])
+    user.job(command="true", executor="box")
+    assert "nowhere to mount" in _refused(user, "up", "job")
+    assert not (user.project / "nowhere").exists()
+
+
+def test_destroy_when_the_container_was_removed(container_user: User, docker: Docker) -> None:
+    """A container that was removed by hand is no obstacle: what the agent had made is brought back, the rest goes."""
+    user = container_user
+    user.job(command="echo precious >kept; echo started; sleep 600", executor="box", limits={"grace": "1s"})
+    user.cli("up", "job", "--detach")
+    until(lambda: "started" in user.cli("logs", "job", code=None).stdout)
+    docker("rm", "-f", *docker.of_project(user.project))
+    user.cli("destroy", "job", "--yes")
+    assert docker.left(user.project) == []
+    outputs = user.outputs("job")
+    assert outputs["status"] == "lost"
+    assert "precious" in Path(outputs["patch"]).read_text()
+    user.cli("destroy", "job", "--yes")
+
+
+def test_destroy_when_a_volume_is_in_use(container_user: User, docker: Docker) -> None:
+    """A volume that somebody else's container uses keeps `destroy` from ending; it is said, and can be repeated."""
+    user = container_user
+    _box(user, volumes=["coding-agent-test-used:/used"])
+    user.job(command="true", executor="box")
+    user.cli("up", "job")
+    with docker.running("-v", "coding-agent-test-used:/x"):
+        done = user.cli("destroy", "job", code=3)
+        assert "in_use" in done.stdout + done.stderr or "in use" in done.stdout + done.stderr
+        assert docker.of_project(user.project, "volumes") == ["coding-agent-test-used"]
+    user.cli("destroy", "job")
+    assert docker.left(user.project) == []
+
+
+def test_destroy_when_the_engine_does_not_answer(container_user: User, docker: Docker, tmp_path: Path) -> None:
+    """While the engine is down `destroy` says so, leaves everything as it is, and works once it is up again."""
+    user, link = container_user, tmp_path / "docker.sock"
+    link.symlink_to("/var/run/docker.sock")
+    _box(user, docker_host=f"unix://{link}")
+    user.job(command="echo started; sleep 600", executor="box", limits={"grace": "1s"})
+    user.cli("up", "job", "--detach")
+    link.unlink()
+    said = _refused(user, "destroy", "job", "--yes")
+    assert "does not answer" in said
+    assert len(docker.left(user.project)) == 2
+    status = user.outputs("job")
+    assert (status["status"], status["reason"]) == ("unresponsive", "no_connection")
+    link.symlink_to("/var/run/docker.sock")
+    assert user.outputs("job")["status"] == "running"
+    user.cli("destroy", "job", "--yes")
+    assert docker.left(user.project) == []
+
+
+@pytest.mark.parametrize("verb", ["up", "status"])
+def test_paused_container(container_user: User, docker: Docker, verb: str) -> None:
+    """A run whose container is paused is unresponsive, not lost; it goes on with it, and can be destroyed."""
+    user = container_user
+    user.job(command="echo started; sleep 600", executor="box", limits={"grace": "1s"})
+    user.cli("up", "job", "--detach")
+    (container,) = docker.of_project(user.project)
+    docker("pause", container)
+    outputs = user.outputs("job")
+    assert (outputs["status"], outputs["reason"]) == ("unresponsive", "no_connection")
+    assert "is paused" in outputs["detail"]
+    if verb == "status":
+        docker("unpause", container)
+        assert user.outputs("job")["status"] == "running"
+    user.cli("destroy", "job", "--yes")
+    assert docker.left(user.project) == []
