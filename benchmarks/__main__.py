@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import looking, supervisor, updates
+from benchmarks import containers, looking, supervisor, updates
 from benchmarks.measure import Report
 from benchmarks.world import World, world
 
@@ -28,6 +28,11 @@ BENCHMARKS: dict[str, Callable[[World, int], Report | list[Report]]] = {
     "status": looking.status,
     "follow": looking.follow,
     "supervisor": supervisor.cost,
+    "container-up": containers.first_up,
+    "container-connection": containers.connection,
+    "container-logs": containers.log_latency,
+    "container-program": containers.program,
+    "container-many": containers.at_once,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -81,9 +81,14 @@ class User:
         file.write_text(text, encoding="utf-8")
         return file
 
+    @property
+    def executors_file(self) -> Path:
+        """The executors file."""
+        return self.home / ".config" / "openclaw" / "coding-agent.yaml"
+
     def executors(self, *executors: Mapping[str, Any], **fields: Any) -> Path:
         """Write the executors file: these executors, and what else is in `fields`."""
-        file = self.home / ".config" / "openclaw" / "coding-agent.yaml"
+        file = self.executors_file
         file.write_text(json.dumps({"executors": list(executors), **fields}), encoding="utf-8")
         return file
 

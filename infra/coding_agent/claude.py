@@ -44,10 +44,8 @@ def find_or_install(claude_path: str | None = None, version: str | None = None, 
     `claude_path` or on PATH of another version is passed over, and the one demanded is installed.
     Raises ClaudeMissing, or InvalidInput for a version that is not an exact one.
     """
-    if version is not None and not re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", version):
-        raise InvalidInput(
-            f"{version!r} is not a version of Claude Code", next_step=f"name an exact one, such as {PINNED_VERSION}"
-        )
+    if version is not None:
+        must_be_exact(version)
     found = find(claude_path, version, progress)
     if found:
         return found
@@ -55,6 +53,14 @@ def find_or_install(claude_path: str | None = None, version: str | None = None, 
     with lock(f"claude-{wanted}", progress):
         installed = _installed(wanted)  # whoever held the lock may have installed it meanwhile
         return installed or _install(wanted, progress)
+
+
+def must_be_exact(version: str) -> None:
+    """Raise InvalidInput for a version that is not an exact one."""
+    if not re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", version):
+        raise InvalidInput(
+            f"{version!r} is not a version of Claude Code", next_step=f"name an exact one, such as {PINNED_VERSION}"
+        )
 
 
 def for_platform(name: str, version: str | None = None, progress: Progress = quiet) -> Path:

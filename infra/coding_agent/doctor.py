@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coding_agent import claude, doctor_engine
+from coding_agent import claude, doctor_containers, doctor_engine
 from coding_agent.errors import CodingAgentError
 from coding_agent.finding import Finding, State
 from coding_agent.installation import Progress, quiet
@@ -47,6 +47,7 @@ def examine(*, fix: bool = False, progress: Progress = quiet) -> list[Finding]:
         "backend": doctor_engine.backend_reached,
         "passphrase": doctor_engine.passphrase,
         "executors file": _executors,
+        "containers": lambda: doctor_containers.executors(fix, progress),
         "Claude Code": lambda: _claude(fix, progress),
         "installers": _installers,
     }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coding_agent import credentials
+from coding_agent import credentials, records
 from coding_agent.executors.base import Executor, Launch, Surroundings
 from coding_agent.task import STANDARD_TOOLS
 
@@ -45,7 +44,7 @@ def prepared(
     if task.prompt is not None:
         values = {**credentials.agent_credential(settings, spec), **values}
     found = executor.prepare(task, say)
-    with tempfile.TemporaryDirectory(prefix="coding-agent-") as folder:
+    with records.scratch(run_id) as folder:
         files = _files(task)
         packed = None
         if task.repo is not None and task.repo.path:
@@ -54,7 +53,7 @@ def prepared(
             say("packing the repository")
             # Without a folder of its own for them the stack's file lies in the checkout, and holds an encryption salt.
             ours = f"Pulumi.{task.name}.yaml"
-            packed = repository.pack(task.root, uncommitted=task.repo.uncommitted, into=Path(folder), ours=ours)
+            packed = repository.pack(task.root, uncommitted=task.repo.uncommitted, into=folder, ours=ours)
             files["repo.bundle"] = (packed.bundle, 0o600)
             if packed.shallow:
                 files["shallow"] = (packed.shallow, 0o600)

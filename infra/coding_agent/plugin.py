@@ -61,7 +61,7 @@ def serve(make: Callable[[EngineLog], ResourceProviderServicer]) -> int:
         print("this program is started by the Pulumi engine, with its address", file=sys.stderr)
         return 2
     os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # the engine is at loopback, whatever proxy the user has
-    _end_with_engine()
+    _end_with_engine(addresses[-1])
     asyncio.run(_serve(make(EngineLog(addresses[-1]))))
     return 0
 
@@ -123,11 +123,12 @@ def _sender(address: str) -> Callable[[str, str], None]:
     return send
 
 
-def _end_with_engine() -> None:
+def _end_with_engine(address: str) -> None:
     """End this process when the engine has ended: killed, it can't say so, and an orphan would go on for ever.
 
-    Two signs, as one has a gap: the parent's pidfd (not if the engine was gone before it was opened), and the pipe
-    that our port goes through, which only the engine reads.
+    Its other plugins, which were given the same address, would too, or for minutes: they are ended as well. Two signs,
+    as one has a gap: the parent's pidfd (not if the engine was gone before it was opened), and the pipe that our port
+    goes through, which only the engine reads.
     """
     watch = select.poll()
     watch.register(sys.stdout.fileno(), 0)  # 0: only POLLERR, which a pipe without a reader has
@@ -136,6 +137,15 @@ def _end_with_engine() -> None:
 
     def wait() -> None:
         watch.poll()
+        _end_other_plugins(address)
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True, name="engine watch").start()
+
+
+def _end_other_plugins(address: str) -> None:
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            argv = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            if address in argv and int(entry.name) != os.getpid() and Path(argv[0]).name.startswith("pulumi-"):
+                os.kill(int(entry.name), signal.SIGTERM)

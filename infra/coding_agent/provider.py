@@ -141,7 +141,7 @@ class Servicer(ProviderServicer):
             say = self._say(request.urn)
             if _type(request.urn) == RUN_ID:
                 # Where the engine was killed while it started the run, it knows of the id and not of the run.
-                state.remove_unfinished(request.id, discard=discard, say=say)
+                state.remove_unfinished(request.id, _values(request.properties), discard=discard, say=say)
             else:
                 state.remove(request.id, _values(request.properties), discard=discard, say=say)
             return empty_pb2.Empty()

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from coding_agent.errors import CodingAgentError, NotFound
 from coding_agent.run import Outputs, outputs_dict, outputs_from
 from coding_agent.settings import ExecutorSpec
 
+_SCRATCH = ".start-"
 _POLL = 0.05  # seconds between two tries for a lock
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -61,7 +63,7 @@ class Record:
     @property
     def spec(self) -> ExecutorSpec:
         """Return the specification of the executor that the run was started on."""
-        return ExecutorSpec(**{**self.executor, "labels": tuple(self.executor.get("labels") or ())})
+        return ExecutorSpec.of_plain(self.executor)
 
     def with_outputs(self, outputs: Outputs) -> Record:
         """Return this record with other outputs."""
@@ -153,6 +155,21 @@ def held(run_id: str, *, limit: float = 900.0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def scratch(run_id: str) -> Iterator[Path]:
+    """Give a folder for what is only needed while a run is started.
+
+    It lies in the run's own, so that what is left there of a start that was killed goes with the next one or with
+    the record.
+    """
+    home = folder(run_id)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in home.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=home) as made:
+        yield Path(made)
 
 
 def log_file(record: Record) -> Path:

@@ -29,6 +29,17 @@ class ExecutorSpec:
     claude_path: str | None = None  # on the executor; ~ not expanded
     options: Mapping[str, Any] = field(default_factory=dict)  # what only this type has
 
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> ExecutorSpec:
+        """Return the executor that `dataclasses.asdict` made `plain` of; what says nothing may be missing there."""
+        return cls(
+            name=plain["name"],
+            type=plain["type"],
+            labels=tuple(plain.get("labels") or ()),
+            claude_path=plain.get("claude_path"),
+            options=dict(plain.get("options") or {}),
+        )
+
 
 @dataclass(frozen=True)
 class SecretSource:

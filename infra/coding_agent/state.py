@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from coding_agent import lifecycle, records
+from coding_agent import executors, lifecycle, records
 from coding_agent.errors import InvalidInput, OnAnotherMachine
 from coding_agent.records import Record
 from coding_agent.run import outputs_dict, outputs_from
+from coding_agent.settings import ExecutorSpec
 
 Values = Mapping[str, Any]
 Say = Callable[[str], None]
@@ -60,11 +61,15 @@ def remove(run_id: str, olds: Values, *, discard: bool, say: Say) -> None:
         say(f"{error.message}; what it left there is removed by nobody")
 
 
-def remove_unfinished(run_id: str, *, discard: bool, say: Say) -> None:
-    """Remove a run that this machine has a record of although the stack does not know it."""
+def remove_unfinished(run_id: str, olds: Values, *, discard: bool, say: Say) -> None:
+    """Remove a run that this machine has a record of although the stack does not know it, and what was made for it."""
     record = records.load(run_id)
-    if record is not None and not record.removed:
+    if record is None:
+        records.forget(run_id)  # what a start that was killed left before there was a record
+    elif not record.removed:
         lifecycle.cleanup(record, discard=discard, say=say)
+    if isinstance(executor := olds.get("executor"), Mapping) and executor.get("type"):
+        executors.sweep(ExecutorSpec.of_plain(executor), run_id)
 
 
 def _find(run_id: str, olds: Values) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,22 @@ def test_paused_container(container_user: User, docker: Docker, verb: str) -> No
         assert user.outputs("job")["status"] == "running"
     user.cli("destroy", "job", "--yes")
     assert docker.left(user.project) == []
+
+
+def test_doctor(container_user: User, tmp_path: Path) -> None:
+    """`doctor` says of each container executor whether its engine answers and has its image, and of the plugin."""
+    user = container_user
+    dead = f"unix://{tmp_path}/no.sock"
+    box = {"name": "box", "type": "container", "image": "coding-agent-test/base:1"}
+    user.executors(
+        box,
+        {**box, "name": "dead", "docker_host": dead},
+        {**box, "name": "bare", "image": "127.0.0.1:1/nowhere:1"},
+    )
+    found = {each["name"]: each for each in json.loads(user.cli("doctor", "--json", code=None).stdout)}
+    assert found["executor box"]["state"] == "ok"
+    assert found["executor dead"]["state"] == "missing"
+    assert "does not answer" in found["executor dead"]["found"]
+    assert found["executor bare"]["state"] == "warning"
+    assert "without the image" in found["executor bare"]["found"]
+    assert found["docker plugin"]["state"] == "ok"

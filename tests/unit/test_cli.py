@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from coding_agent import cli, times
@@ -60,12 +61,14 @@ def test_each_command_has_examples_and_exit_codes(name: str, home: Path, capsys:
 def test_every_command_prints_json_but_completion(home: Path) -> None:
     """Whatever prints results takes --json; only a script for a shell does not."""
     context = coding_agent.make_context("coding-agent", ["list"])
-    without = [
-        name
-        for name in ALL
-        if (command := coding_agent.get_command(context, name)) is not None
-        and "as_json" not in [each.name for each in command.params]
+    found = [coding_agent.get_command(context, name) for name in ALL]
+    commands = [
+        command
+        for each in found
+        for command in (each.commands.values() if isinstance(each, click.Group) else [each])
+        if command is not None
     ]
+    without = [each.name for each in commands if "as_json" not in [option.name for option in each.params]]
     assert without == ["completion"]
 
 

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Mapping[str, Entry]] = {
     },
     "This machine": {
         "executors": Entry("project", "List the places where tasks can run."),
+        "image": Entry("image", "Make images that agents run in."),
         "env": Entry("machine", "Print what gives a shell the same engine and backend."),
         "doctor": Entry("machine", "Say what is here, what is missing and what to do about it."),
         "completion": Entry("machine", "Print the completion script of a shell."),

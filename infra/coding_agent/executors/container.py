@@ -67,15 +67,18 @@ class ContainerConnection(FilesByCommand):
         env: Mapping[str, str] | None = None,
     ) -> Completed:
         """Run a command; see `Connection.run`."""
-        container = self._ready()
         environment = {**(_OWN if self._made else {}), **(env or {})}
+        known = self._container is not None
         try:
             return container_exec.run(
-                self._engine, container, argv, user=self._user, stdin=stdin, timeout=timeout, env=environment
+                self._engine, self._ready(), argv, user=self._user, stdin=stdin, timeout=timeout, env=environment
             )
-        except ConnectionBroken:
-            self._container = self._stand_in  # it may have been stopped or removed: the next call looks anew
-            raise
+        except ConnectionBroken as error:
+            # It may have been stopped or removed: the next call looks anew, and nothing was begun by this one.
+            self._container = self._stand_in
+            if not (known and isinstance(error, container_exec.NotRunning)):
+                raise
+        return self.run(argv, stdin=stdin, timeout=timeout, env=env)
 
     def close(self) -> None:
         """Remove the stand-in, where there was one."""
@@ -132,11 +135,13 @@ class ContainerConnection(FilesByCommand):
                 next_step=f"`{self._engine.runtime} start {name}`: one that exists is never started by a run",
             )
         limit = (said["Config"].get("Labels") or {}).get(PIDS)
+        if limit and not self._engine.podman:
+            limit_pids(self._engine, container, int(limit))
         with answering(self._engine.url, f"starting the container {name}"):
-            if limit:
-                limit_pids(self._engine, container, int(limit))
             self._engine.api.start(container)
         self._wait_until_ready(container, name)
+        if limit and self._engine.podman:
+            limit_pids(self._engine, container, int(limit))  # which podman can only do with one that runs
         return container
 
     def _wait_until_ready(self, container: str, name: str) -> None:
@@ -181,6 +186,8 @@ class ContainerConnection(FilesByCommand):
                 network_mode="none",
                 init=True,
             )
+            if self._engine.userns:
+                settings["UsernsMode"] = self._engine.userns  # else the volume's files are another user's
             self._stand_in = str(
                 api.create_container(
                     image,
@@ -253,10 +260,17 @@ class ContainerExecutor(Executor):
         environment["HOME"] = said["home"]
         limits, kept = effective(task.limits, self._spec.options), frozenset[str]()
         if self._target.get("volume"):
-            kept = held(self.connection.described())
-        else:
+            kept = held(self.connection.described(), self._pids_limit() if self.connection.engine.podman else None)
+        if "cpus" not in kept:
             limits = replace(limits, cpus=None)
         return Surroundings(environment, said["home"], said["claude"] or None, limits, kept)
+
+    def _pids_limit(self) -> str:
+        """Return how many processes the kernel allows the container: podman says what it was made with."""
+        files = ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max")
+        script = 'for f; do read -r max <"$f" && echo "$max" && exit; done 2>/dev/null'
+        done = self.connection.run(["bash", "-c", script, "pids", *files], timeout=_SURVEY_LIMIT)
+        return done.stdout.decode("utf-8", "replace").strip()
 
 
 def connect(spec: ExecutorSpec, place: Mapping[str, Any]) -> Executor:
@@ -295,10 +309,9 @@ def sweep(spec: ExecutorSpec, run_id: str) -> None:
 
 
 def limit_pids(engine: Engine, container: str, limit: int) -> None:
-    """Limit the processes of a container, which the provider can't. Where the engine can't either, the watch does."""
-    api = engine.api
-    with contextlib.suppress(ConnectionBroken, NotFound), answering(engine.url, "limiting processes"):
-        api._raise_for_status(api._post_json(api._url("/containers/{0}/update", container), data={"PidsLimit": limit}))
+    """Limit the processes of a container. Where the engine can't, the supervisor's watch does."""
+    with contextlib.suppress(ConnectionBroken, NotFound):
+        engine.limit_pids(container, limit)
 
 
 def user_of(spec: ExecutorSpec) -> str:

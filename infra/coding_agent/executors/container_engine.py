@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -20,10 +21,20 @@ from docker.errors import APIError, DockerException, NotFound
 from coding_agent.errors import ConnectionBroken, ExecutorUnavailable
 
 API_LIMIT = 60.0  # seconds without an answer
-PODMAN_IDLE = 60  # seconds after which a podman service that was started here ends by itself
+# Seconds after which a podman service that was started here ends by itself: more than the engine's provider ever has
+# to wait between two questions, which is while npm fetches the agent's program.
+PODMAN_IDLE = 20 * 60
 PODMAN_LIMIT = 15.0  # seconds it may take to answer
 _POLL = 0.05  # seconds
 _DOCKER = "unix:///var/run/docker.sock"
+_LIBPOD = "/v4.0.0/libpod"  # podman's own interface, for what Docker's can't say or do with it
+_UPDATES_SINCE = (4, 3)  # the podman that can change the limits of a container that runs
+# What podman reads of the environment. Its service outlives whoever started it and needs none of his secrets.
+_PODMAN_READS = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|TMPDIR|LANG|LC_\w+|TZ|XDG_\w+|DBUS_SESSION_BUS_ADDRESS|DOCKER_CONFIG|REGISTRY_AUTH_FILE|"
+    r"_?CONTAINERS?_\w+|STORAGE_\w+|BUILDAH_\w+|SSL_CERT_\w+|(https?|ftp|all|no)_proxy)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,57 @@ class Engine:
     @cached_property
     def podman(self) -> bool:
         """Whether it is podman, whatever it is called in the executors file."""
-        with answering(self.url, "asking the engine what it is"):
-            version = self.api.version()
-        return any("Podman" in str(each.get("Name")) for each in version.get("Components") or ())
+        return any("Podman" in str(each.get("Name")) for each in self._version.get("Components") or ())
 
     @property
     def rootless(self) -> bool:
         """Whether it runs as an ordinary user."""
-        return any("rootless" in str(option) for option in self.info.get("SecurityOptions") or ())
+        # Docker says it among its security options, podman in a field of its own.
+        return bool(self.info.get("Rootless")) or any(
+            "rootless" in str(option) for option in self.info.get("SecurityOptions") or ()
+        )
+
+    @property
+    def userns(self) -> str | None:
+        """Which user namespace makes a user inside the same one outside, where that is not so by itself."""
+        return "keep-id" if self.podman and self.rootless else None
+
+    @cached_property
+    def limits(self) -> frozenset[str]:
+        """Which of memory, cpus and pids it can have the kernel hold for a container."""
+        if self.podman:
+            # What it says for Docker's sake is what the machine has; an ordinary user may have less of it.
+            has, version = self._controllers, re.findall(r"\d+", str(self._version.get("Version")))
+            updates = tuple(map(int, version[:2])) >= _UPDATES_SINCE
+            found = {"memory": "memory" in has, "cpus": "cpu" in has, "pids": "pids" in has and updates}
+        else:
+            said = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}
+            found = {name: bool(self.info.get(field, True)) for name, field in said.items()}
+        return frozenset(name for name, can in found.items() if can)
+
+    def limit_pids(self, container: str, limit: int) -> None:
+        """Limit the processes of a container, which the provider can't. Raises where the engine can't either."""
+        api = self.api
+        with answering(self.url, "limiting processes"):
+            if self.podman:
+                url = f"{api.base_url}{_LIBPOD}/containers/{container}/update"
+                api._raise_for_status(api._post_json(url, data={"pids": {"limit": limit}}))
+            else:
+                url = api._url("/containers/{0}/update", container)
+                api._raise_for_status(api._post_json(url, data={"PidsLimit": limit}))
+
+    @cached_property
+    def _version(self) -> Mapping[str, Any]:
+        with answering(self.url, "asking the engine what it is"):
+            said: Mapping[str, Any] = self.api.version()
+        return said
+
+    @cached_property
+    def _controllers(self) -> frozenset[str]:
+        with answering(self.url, "asking podman what it can limit"), contextlib.suppress(NotFound):
+            said = self.api._result(self.api._get(f"{self.api.base_url}{_LIBPOD}/info"), json=True)
+            return frozenset((said.get("host") or {}).get("cgroupControllers") or ())
+        return frozenset()
 
     @property
     def limits_disk(self) -> bool:
@@ -167,7 +221,13 @@ def _serve(socket: Path) -> None:
         said = socket.with_suffix(".log")
         with said.open("wb") as log:
             service = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                env={name: value for name, value in os.environ.items() if _PODMAN_READS.fullmatch(name)},
             )
         deadline = time.monotonic() + PODMAN_LIMIT
         while not socket.is_socket():
@@ -180,14 +240,16 @@ def _serve(socket: Path) -> None:
 
 def _unreachable(url: str, error: BaseException) -> ConnectionBroken:
     text = str(error)
-    name = "podman" if "podman" in url else "the container engine"
+    podman = "podman" in url
+    name = "podman" if podman else "the container engine"
     if "Permission denied" in text:
         step = f"let your user use it: `sudo usermod -aG docker {os.environ.get('USER', 'YOU')}` and log in again, "
         return ConnectionBroken(f"{name} at {url} refuses this user", next_step=f"{step}or use `runtime: podman`")
     why = "no such socket" if "No such file" in text else "nobody listens" if "refused" in text.lower() else text[:200]
+    start = "systemctl --user start podman.socket" if podman else "sudo systemctl start docker"
     return ConnectionBroken(
         f"{name} at {url} does not answer: {why}",
-        next_step="start it (`sudo systemctl start docker`), or name another in the executor's docker_host",
+        next_step=f"start it (`{start}`), or name another in the executor's docker_host",
     )
 
 

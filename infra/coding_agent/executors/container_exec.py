@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import struct
 import threading
@@ -11,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 
-from coding_agent.errors import CommandTimeout, ConnectionBroken, TargetGone
+from coding_agent.errors import CommandTimeout, ConnectionBroken
 from coding_agent.executors.connection import Completed
 from coding_agent.executors.container_engine import Engine, answering
 
@@ -27,6 +28,10 @@ _WITH_INPUT = 'head -c "$1" | "${@:2}"; exit "${PIPESTATUS[1]}"'
 _END = """for round in 1 2 3; do
   grep -lsazx -- "$1" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do kill -KILL "$pid" 2>/dev/null; done
 done"""
+
+
+class NotRunning(ConnectionBroken):
+    """The command was not begun: the container is not there, or does not run."""
 
 
 @dataclass
@@ -47,19 +52,25 @@ def run(
     timeout: float,
     env: Mapping[str, str],
 ) -> Completed:
-    """Run a command in a container; see `Connection.run`. Raises `TargetGone` where there is no such container."""
+    """Run a command in a container; see `Connection.run`. Raises `NotRunning` where it was not even begun."""
     call = secrets.token_hex(8)
     command = list(argv)
     if stdin is not None:
         command = ["bash", "-c", _WITH_INPUT, "input", str(_size(stdin)), *argv]
+    environment = {**env, CALL: call}
     try:
         with answering(engine.url, f"running {argv[0]}"):
             execution = engine.api.exec_create(
-                container, command, stdin=stdin is not None, user=user, environment={**env, CALL: call}
+                container, command, stdin=stdin is not None, user=user, environment=environment
             )["Id"]
-            stream = engine.api.exec_start(execution, socket=True)
     except NotFound as error:
-        raise TargetGone(f"the container {container[:12]} is not there any more") from error
+        raise NotRunning(f"the container {container[:12]} is not there any more") from error
+    except ConnectionBroken as error:
+        if isinstance(error.__cause__, APIError):
+            raise NotRunning(error.message) from error
+        raise
+    with answering(engine.url, f"running {argv[0]}"):
+        stream = _begin(engine, execution, container)
     heard = _Heard()
     listener = threading.Thread(target=_listen, args=(stream, heard), daemon=True)
     speaker = threading.Thread(target=_speak, args=(stream, stdin), daemon=True) if stdin is not None else None
@@ -87,6 +98,13 @@ def run(
     return Completed(_exit_code(engine, execution, container, heard), bytes(heard.out), bytes(heard.err))
 
 
+def _begin(engine: Engine, execution: str, container: str) -> Any:
+    try:
+        return engine.api.exec_start(execution, socket=True)
+    except NotFound as error:
+        raise ConnectionBroken(f"the container {container[:12]} was restarted or removed meanwhile") from error
+
+
 def _exit_code(engine: Engine, execution: str, container: str, heard: _Heard) -> int:
     try:
         with answering(engine.url, "asking how a command ended"):
@@ -95,9 +113,9 @@ def _exit_code(engine: Engine, execution: str, container: str, heard: _Heard) ->
         raise ConnectionBroken(f"the container {container[:12]} was restarted or removed meanwhile") from error
     if code is None:
         raise ConnectionBroken(f"the connection to the container {container[:12]} broke off")
-    said = bytes(heard.out[:400])
-    if code in (126, 127) and b"OCI runtime exec failed" in said:
-        # The engine says on the command's stdout that it could not be started.
+    said = bytes(heard.out[:400] + heard.err[:400])
+    if code in (125, 126, 127) and re.search(rb"OCI (runtime|permission)", said):
+        # The engine says in the command's own words that it could not be started: Docker on stdout, podman on stderr.
         raise ConnectionBroken(f"it can't be started in the container: {said.decode('utf-8', 'replace').strip()}")
     return int(code)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ _LOADERS = {
     "x64": {"": ("/lib64/ld-linux-x86-64.so.2",), "-musl": ("/lib/ld-musl-x86_64.so.1",)},
     "arm64": {"": ("/lib/ld-linux-aarch64.so.1",), "-musl": ("/lib/ld-musl-aarch64.so.1",)},
 }
-_NEEDED = {  # what the supervisor calls, and the package that has it
+NEEDED = {  # what the supervisor calls, and the package that has it
     **{"bash": "bash", "flock": "util-linux", "setsid": "util-linux", "tar": "tar", "grep": "grep"},
     **{"find": "findutils", "stat": "coreutils", "timeout": "coreutils"},
 }
@@ -97,7 +99,7 @@ def examine(engine: Engine, image: str) -> Facts:
 def check(facts: Facts, name: str, *, agent: bool) -> None:
     """Raise `ExecutorUnavailable` for an image that no run can use, with everything that it lacks."""
     if facts.missing:
-        packages = " ".join(dict.fromkeys(_NEEDED[each] for each in facts.missing))
+        packages = " ".join(dict.fromkeys(NEEDED[each] for each in facts.missing))
         raise ExecutorUnavailable(
             f"the image {name} lacks {', '.join(facts.missing)}, which every run needs",
             next_step=f"use an image that has them (Debian: `apt-get install {packages}`), "
@@ -110,18 +112,58 @@ def check(facts: Facts, name: str, *, agent: bool) -> None:
         )
 
 
-def _look(engine: Engine, image: str) -> Facts:
+@contextlib.contextmanager
+def opened(engine: Engine, image: str) -> Iterator[str]:
+    """Give a container of the image to look into, which goes with the block; `image` is an id.
+
+    It is never started: nothing of the image runs.
+    """
     with answering(engine.url, "looking at the image"):
-        said = engine.api.inspect_image(image)
-        # It is never started: nothing of the image runs.
         container = engine.api.create_container(
             image, entrypoint=["-"], command=[], network_disabled=True, labels={"coding-agent.look": "1"}
         )["Id"]
     try:
-        return _look_into(engine, container, said)
+        yield container
     finally:
         with answering(engine.url, "looking at the image"), contextlib.suppress(NotFound):
             engine.api.remove_container(container, force=True, v=True)
+
+
+def located(engine: Engine, container: str, names: Sequence[str], folders: Sequence[str]) -> Mapping[str, str | None]:
+    """Return for each program the first of the folders that has it, as the whole path; None where none has."""
+    return {name: next(_found(engine, container, name, folders), None) for name in names}
+
+
+def leads_to(engine: Engine, container: str, path: str) -> str | None:
+    """Return where a link leads; "" for what is no link, None where there is nothing."""
+    answer = _head(engine, container, path)
+    if answer.status_code != 200:
+        return None
+    target = str(json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"])).get("linkTarget") or "")
+    return "" if target == path else target  # podman says the path itself where Docker says nothing
+
+
+def content(engine: Engine, container: str, path: str) -> bytes:
+    """Return what a plain file holds; nothing where there is none."""
+    api = engine.api
+    with answering(engine.url, f"reading {path} of the image"), contextlib.suppress(NotFound):
+        # Not the library's own call: that one gives no way to close the answer.
+        url = api._url("/containers/{0}/archive", container)
+        answer = api._get(url, params={"path": path}, stream=True, headers={"Accept-Encoding": "identity"})
+        with contextlib.closing(answer):
+            api._raise_for_status(answer)
+            with tarfile.open(fileobj=answer.raw, mode="r|") as archive:
+                first = archive.next()
+                file = archive.extractfile(first) if first is not None and first.isreg() else None
+                return file.read() if file else b""
+    return b""
+
+
+def _look(engine: Engine, image: str) -> Facts:
+    with answering(engine.url, "looking at the image"):
+        said = engine.api.inspect_image(image)
+    with opened(engine, image) as container:
+        return _look_into(engine, container, said)
 
 
 def _look_into(engine: Engine, container: str, said: Mapping[str, Any]) -> Facts:
@@ -132,27 +174,30 @@ def _look_into(engine: Engine, container: str, said: Mapping[str, Any]) -> Facts
     libc = next(
         (each for each, files in libcs.items() if any(_exists(engine, container, file) for file in files)), None
     )
-    where = {name: next(_found(engine, container, name, folders), None) for name in (*_NEEDED, "claude")}
+    where = located(engine, container, (*NEEDED, "claude"), folders)
     return Facts(
         id=said["Id"],
         platform="" if libc is None else f"linux-{architecture}{libc}",
-        missing=tuple(name for name in _NEEDED if where[name] is None),
+        missing=tuple(name for name in NEEDED if where[name] is None),
         claude=where["claude"],
         folders=folders,
     )
 
 
-def _found(engine: Engine, container: str, name: str, folders: tuple[str, ...]) -> Iterator[str]:
+def _found(engine: Engine, container: str, name: str, folders: Sequence[str]) -> Iterator[str]:
     for folder in folders:
         if _exists(engine, container, f"{folder.rstrip('/')}/{name}"):
             yield f"{folder.rstrip('/')}/{name}"
 
 
 def _exists(engine: Engine, container: str, path: str) -> bool:
+    return bool(_head(engine, container, path).status_code == 200)
+
+
+def _head(engine: Engine, container: str, path: str) -> Any:
     api = engine.api
     with answering(engine.url, "looking at the image"):
-        answer = api.head(api._url("/containers/{0}/archive", container), params={"path": path}, timeout=API_LIMIT)
-    return bool(answer.status_code == 200)
+        return api.head(api._url("/containers/{0}/archive", container), params={"path": path}, timeout=API_LIMIT)
 
 
 def _no_image(name: str, why: str) -> ExecutorUnavailable:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from coding_agent.errors import CodingAgentError
+from coding_agent.executors.container_engine import reach
 from coding_agent.quantities import size
 
 if TYPE_CHECKING:
@@ -35,14 +38,18 @@ def effective(limits: Limits, options: Mapping[str, Any]) -> Limits:
     return replace(limits, **changed)
 
 
-def held(said: Mapping[str, Any]) -> frozenset[str]:
-    """Return which limits the kernel holds, of what the engine says of a container."""
+def held(said: Mapping[str, Any], pids: str | None = None) -> frozenset[str]:
+    """Return which limits the kernel holds, of what the engine says of a container.
+
+    `pids` is what the kernel says of it inside, where the engine can't be asked.
+    """
     settings = said["HostConfig"]
+    allowed = str(settings.get("PidsLimit")) if pids is None else pids
     found = {
         "memory": settings.get("Memory"),
         "cpus": settings.get("NanoCpus") or settings.get("CpuQuota"),
         # The engine may have kept another limit than the one that was asked for: then it is watched.
-        "pids": str(settings.get("PidsLimit")) == (said["Config"].get("Labels") or {}).get("coding-agent.pids"),
+        "pids": allowed == (said["Config"].get("Labels") or {}).get("coding-agent.pids"),
     }
     return frozenset(name for name, value in found.items() if value)
 
@@ -59,6 +66,8 @@ def unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
                 f"{' and '.join(watched)}: watched by the supervisor every 2 s, as the container of executor "
                 f"{spec.name} exists already and keeps its own"
             )
+    else:
+        said += _without_the_kernel(limits, spec)
     asked = task.limits
     narrower = [
         name for name in ("cpus", "memory", "pids", "disk") if getattr(asked, name) not in (None, getattr(limits, name))
@@ -70,3 +79,21 @@ def unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
     if limits.disk is not None:
         said.append("limits.disk: watched by the supervisor every 3 s or more, in the run's folder")
     return tuple(said)
+
+
+def _without_the_kernel(limits: Limits, spec: ExecutorSpec) -> Iterator[str]:
+    """Say which limits the engine can't have the kernel hold: one of an ordinary user's may not be allowed to."""
+    try:
+        with contextlib.closing(reach(spec.options)) as engine:
+            can = engine.limits
+            name = f"{'rootless ' if engine.rootless else ''}{'podman' if engine.podman else 'Docker'}"
+    except CodingAgentError:
+        return  # what needs the engine says so
+    if limits.cpus is not None and "cpus" not in can:
+        yield f"limits.cpus is not enforced by executor {spec.name}: its {name} can't limit it on this machine"
+    watched = [f"limits.{each}" for each in ("memory", "pids") if getattr(limits, each) and each not in can]
+    if watched:
+        yield (
+            f"{' and '.join(watched)}: watched by the supervisor every 2 s, as the {name} of executor {spec.name} "
+            "can't have the kernel hold it on this machine"
+        )

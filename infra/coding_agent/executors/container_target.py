@@ -120,7 +120,8 @@ def _made(engine: Engine, wanted: Wanted) -> Declared:
         *(_mount(docker, wanted, each) for each in spec.options.get("volumes", ())),
     ]
     program = facts.apply(_said(lambda found: _program(engine, wanted, found)))
-    limits_memory = int((limits.memory or 0) / _MB) or None
+    # What the engine can't have the kernel hold it refuses, or drops.
+    limits_memory = int((limits.memory or 0) / _MB) or None if "memory" in engine.limits else None
     made = docker.Container(
         name,
         image=made_from.image_id,
@@ -135,10 +136,10 @@ def _made(engine: Engine, wanted: Wanted) -> Declared:
         privileged=False,
         capabilities=docker.ContainerCapabilitiesArgs(drops=["ALL"]),
         security_opts=["no-new-privileges:true"],
-        userns_mode="keep-id" if engine.podman and engine.rootless else None,
+        userns_mode=engine.userns,
         memory=limits_memory,
         memory_swap=limits_memory,
-        cpus=f"{limits.cpus:g}" if limits.cpus else None,
+        cpus=f"{limits.cpus:g}" if limits.cpus and "cpus" in engine.limits else None,
         gpus=None if spec.options.get("gpus") is None else str(spec.options["gpus"]),
         storage_opts={"size": str(limits.disk)} if limits.disk and engine.limits_disk else None,
         network_mode=spec.options.get("network"),

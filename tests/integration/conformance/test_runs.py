@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from coding_agent.run import State
+from coding_agent.supervisor import SCRIPTS
 from places import Place
 from processes import processes_with_text
 from waiting import until
@@ -145,3 +147,29 @@ def test_nothing_is_left(place: Place) -> None:
         place.executor.cleanup(place.id(which))
     assert place.bash('ls -A "$1" 2>/dev/null || :', place.executor.root) == ""
     assert processes_with_text(place.id()) == []
+
+
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_a_jump_of_the_clock_ends_nothing(place: Place, tmp_path: Path, step: int) -> None:
+    """A run is neither idle nor out of time because its machine's clock was set, or the machine slept."""
+    scripts = f"{place.folder}/scripts"
+    place.bash('mkdir -p "$1"', scripts)
+    for file in SCRIPTS.glob("*.sh"):
+        place.executor.connection.put(f"{scripts}/{file.name}", file)
+    script = (
+        f"clock() {{\n  local step=0\n  [[ -s {scripts}/step ]] && read -r step <{scripts}/step\n"
+        "  NOW_EXACT=$EPOCHREALTIME\n  NOW=$((${NOW_EXACT%.*} + step))\n  NOW_EXACT=$NOW.${NOW_EXACT#*.}\n}\n"
+    )
+    common = (SCRIPTS / "common.sh").read_text() + script
+    place.executor.connection.put(f"{scripts}/common.sh", common.encode())
+    place.executor.scripts = scripts
+    place.start("echo here >here; until [[ -e go ]]; do sleep 0.05; done")
+    place.says("here")
+    meta = place.look().meta
+    assert meta is not None
+
+    place.executor.connection.put(f"{scripts}/step", f"{step}\n".encode())
+
+    until(lambda: (seen := place.look().meta) is not None and abs(seen.heartbeat - meta.heartbeat) > 3000)
+    place.executor.connection.put(f"{place.executor.run_dir(place.id())}/workspace/go", b"")
+    assert place.ended().state is State.SUCCEEDED

@@ -1,0 +1,92 @@
+"""The table of faults: what is broken, at which moment of a run, on which executor, and what has to come of it.
+
+A row says what an outsider does. Whatever it is, these hold for each: a repeated `up` comes to a final state and no
+traceback, the model was asked by one agent at most (by as many as `agents` says where a loss is replaced), what the
+agent had committed is in the user's repository unless `kept` is false, and after `destroy` nothing is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MOMENTS = {
+    "target": "while what the run needs is being made",
+    "start": "while the agent is being started",
+    "run": "while the agent works",
+    "collect": "while its work is being brought back",
+    "destroy": "while everything is being removed",
+}
+FAULTS = {
+    "kill engine": "kill -9 of every `pulumi`",
+    "kill cli": "kill -9 of `coding-agent`",
+    "kill plugin": "kill -9 of the provider's process",
+    "kill docker plugin": "kill -9 of the engine's plugin for containers",
+    "kill supervisor": "kill -9 of the supervisor",
+    "kill agent": "kill -9 of Claude Code",
+    "restart dockerd": "dockerd is stopped in order, and started again",
+    "kill dockerd": "kill -9 of dockerd, which is started again",
+    "stop dockerd": "dockerd is stopped, and started again when everything has given up",
+    "remove container": "docker rm -f",
+    "pause container": "docker pause, and unpause when everything has given up",
+    "restart container": "docker restart",
+    "disk full there": "the disk with the run's folder is full",
+    "disk full here": "the disk with the records is full, and has room again later",
+    "truncate meta": "the run's state is cut off in the middle",
+    "truncate record": "the record of the run is cut off in the middle",
+    "truncate state": "the stack's state is cut off in the middle; the engine keeps a copy beside it",
+    "stack lock": "a lock of a process that is no more lies on the stack",
+}
+SUCCEEDED, LOST, FAILED = ("succeeded",), ("lost",), ("failed",)
+ANY = ("succeeded", "failed", "killed", "lost")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault at one moment on one executor."""
+
+    executor: str
+    moment: str
+    fault: str
+    status: tuple[str, ...] = SUCCEEDED  # what the run may come to
+    agents: int = 1  # how often the task may have been begun by an agent
+    kept: bool = True  # what was committed before is in the user's repository
+
+    @property
+    def id(self) -> str:
+        """How the row is called."""
+        return f"{self.executor}-{self.moment}-{self.fault.replace(' ', '_')}"
+
+
+def _rows() -> Iterator[Row]:
+    for executor in ("local", "container"):
+        for moment in ("target", "start", "run", "collect"):
+            yield Row(executor, moment, "kill engine")
+            yield Row(executor, moment, "kill cli")
+        for moment in ("start", "run"):
+            yield Row(executor, moment, "kill plugin")
+        for moment in ("run", "destroy"):
+            yield Row(executor, moment, "stack lock")
+        yield Row(executor, "destroy", "kill engine", ANY)
+        yield Row(executor, "destroy", "kill cli", ANY)
+        yield Row(executor, "run", "kill supervisor", LOST)
+        yield Row(executor, "run", "kill agent", FAILED)
+        yield Row(executor, "run", "disk full there", ("succeeded", "failed"), kept=False)
+        yield Row(executor, "collect", "disk full here")
+        yield Row(executor, "run", "truncate meta")
+        yield Row(executor, "run", "truncate record", ANY)
+        yield Row(executor, "run", "truncate state")
+    yield Row("container", "target", "kill docker plugin")
+    yield Row("container", "destroy", "kill docker plugin", ANY)
+    yield Row("container", "destroy", "remove container", ANY)
+    yield Row("container", "destroy", "restart dockerd", ANY)
+    for fault in ("restart dockerd", "kill dockerd", "stop dockerd", "restart container"):
+        yield Row("container", "run", fault, LOST)
+    for fault in ("remove container",):
+        yield Row("container", "run", fault, LOST)
+        yield Row("container", "collect", fault, ("succeeded", "lost"))
+    yield Row("container", "run", "pause container")
+    yield Row("container", "collect", "restart dockerd", ("succeeded", "lost"))
+
+
+TABLE = tuple(_rows())

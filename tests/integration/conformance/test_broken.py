@@ -1,0 +1,120 @@
+"""A connection that breaks in the middle of a call: said as such, soon, and never taken for the command's end."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from coding_agent import executors
+from coding_agent.errors import ConnectionBroken
+from coding_agent.executors.container import ContainerExecutor
+from places import PLACES, Place
+from waiting import until
+
+PIECE = 65536
+
+
+class Relay:
+    """A socket between a client and a server, that can be cut."""
+
+    def __init__(self, path: Path, to: str) -> None:
+        """Listen on `path`; what comes goes to the socket `to`."""
+        self._to, self._open = to, list[socket.socket]()
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break everything that goes through."""
+        for each in self._open:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End."""
+        self.cut()
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for each in self._open:
+            each.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._to)
+                self._open += [client, server]
+                for one, other in ((client, server), (server, client)):
+                    threading.Thread(target=_pass, args=(one, other), daemon=True).start()
+
+
+def _pass(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(PIECE):
+            other.sendall(data)
+    with suppress(OSError):
+        other.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def _relayed(place: Place, path: Path) -> Iterator[tuple[Place, Relay]]:
+    """Give the same place through a relay."""
+    assert isinstance(place.executor, ContainerExecutor)
+    relay = Relay(path, "/var/run/docker.sock")
+    spec = place.executor._spec
+    there = dataclasses.replace(spec, options={**spec.options, "docker_host": f"unix://{path}"})
+    place.bash("true")
+    executor = executors.connect(there, place.executor.place)
+    try:
+        yield Place(executor, place.folder, place.owner, place.token), relay
+    finally:
+        executor.close()
+        relay.close()
+
+
+@pytest.mark.parametrize("kind", ["container", "existing"])
+def test_cut_in_the_middle_of_a_call(kind: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A call whose connection is cut raises `ConnectionBroken` at once; the next one works, and a run went on."""
+    with ExitStack() as stack:
+        place = stack.enter_context(PLACES[kind](tmp_path / "place", request))
+        far, relay = stack.enter_context(_relayed(place, tmp_path / "relay.sock"))
+        far.start("echo here >here; until [[ -e go ]]; do sleep 0.05; done")
+        far.says("here")
+        begun = time.monotonic()
+        threading.Timer(1.0, relay.cut).start()
+        with pytest.raises(ConnectionBroken):
+            far.run("bash", "-c", "sleep 50", timeout=60)
+        assert time.monotonic() - begun < 30
+        assert str(far.look().state) == "running"
+        place.executor.connection.put(f"{place.executor.run_dir(place.id())}/workspace/go", b"")
+        assert str(far.ended().state) == "succeeded"
+
+
+@pytest.mark.parametrize("fault", ["kill", "stop"])
+def test_container_that_ends_in_the_middle_of_a_call(
+    fault: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A call in a container that is ended does not hang, and its run is lost, not unknown, once it is looked at."""
+    with PLACES["container"](tmp_path / "place", request) as place:
+        docker = request.getfixturevalue("docker")
+        place.start("echo here >here; sleep 600")
+        place.says("here")
+        name = place.executor.place["id"]
+        threading.Timer(1.0, lambda: docker(fault, name)).start()
+        begun = time.monotonic()
+        with suppress(ConnectionBroken):  # or the exit code of what was killed
+            assert place.run("sleep", "50", timeout=60).exit_code == 137
+        assert time.monotonic() - begun < 30
+        until(lambda: not docker.inspect(name)["State"]["Running"])
+        look = place.look()
+        assert (str(look.state), look.reason) == ("lost", "machine_restarted")
