@@ -164,9 +164,11 @@ def _executors(document: Document, data: Mapping[str, Any]) -> tuple[ExecutorSpe
                 document.report((*path, "name"), "local is the name of this machine; choose another, or `type: local`")
             found[name] = ExecutorSpec(name, "local")  # known by name, whatever else is wrong with it
             if document.usable(path):
-                for place, message in contradictions(values):
-                    document.report((*path, *place), message)
                 found[name] = spec(values)
+        if isinstance(values, dict) and document.sound((*path, "type")):
+            sound = {name: each for name, each in values.items() if document.usable((*path, name))}
+            for place, message in contradictions(sound):
+                document.report((*path, *place), message)
         if isinstance(values, dict) and isinstance(environment := values.get("env"), dict):
             read_environment(document, (*path, "env"), environment)
     found.setdefault(BUILT_IN, ExecutorSpec(BUILT_IN, "local"))

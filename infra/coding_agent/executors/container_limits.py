@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from coding_agent.task import Task
 
 MEMORY, PIDS = 2 * 1024**3, 512  # of a container made for a run, where neither task nor executor says
+_DISK = "limits.disk: watched by the supervisor every 3 s or more, in the run's folder"
 ROOM = 16  # processes that the supervisor and a look at the run need beside the agent's own
 
 
@@ -76,8 +77,8 @@ def unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
         said.append(
             f"{', '.join(f'limits.{name}' for name in narrower)}: executor {spec.name} allows less, which holds"
         )
-    if limits.disk is not None:
-        said.append("limits.disk: watched by the supervisor every 3 s or more, in the run's folder")
+    if limits.disk is not None and spec.options.get("container"):
+        said.append(_DISK)
     return tuple(said)
 
 
@@ -85,7 +86,7 @@ def _without_the_kernel(limits: Limits, spec: ExecutorSpec) -> Iterator[str]:
     """Say which limits the engine can't have the kernel hold: one of an ordinary user's may not be allowed to."""
     try:
         with contextlib.closing(reach(spec.options)) as engine:
-            can = engine.limits
+            can, disk = engine.limits, limits.disk is not None and engine.limits_disk
             name = f"{'rootless ' if engine.rootless else ''}{'podman' if engine.podman else 'Docker'}"
     except CodingAgentError:
         return  # what needs the engine says so
@@ -97,3 +98,6 @@ def _without_the_kernel(limits: Limits, spec: ExecutorSpec) -> Iterator[str]:
             f"{' and '.join(watched)}: watched by the supervisor every 2 s, as the {name} of executor {spec.name} "
             "can't have the kernel hold it on this machine"
         )
+    if limits.disk is not None:
+        elsewhere = "limited by the engine" if disk else "not limited"
+        yield f"{_DISK}; what is written elsewhere is {elsewhere}"
