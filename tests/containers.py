@@ -84,7 +84,7 @@ class Docker:
         """Build an image of a Dockerfile's lines; return its name."""
         name = tag or f"coding-agent-test/{secrets.token_hex(6)}"
         text = "\n".join([f"FROM {base}", *lines]).encode()
-        self("build", "-q", "-t", name, "-", stdin=text)
+        self("build", "-q", "--network", "none", "-t", name, "-", stdin=text)
         return name
 
     @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from coding_agent import executors, lifecycle, records
-from coding_agent.errors import InvalidInput, OnAnotherMachine
+from coding_agent.errors import CodingAgentError, InvalidInput, OnAnotherMachine
 from coding_agent.records import Record
 from coding_agent.run import outputs_dict, outputs_from
 from coding_agent.settings import ExecutorSpec
@@ -36,6 +37,10 @@ def unknown(inputs: Values, marker: str) -> dict[str, Any]:
 def observe(run_id: str, olds: Values, say: Say) -> Record:
     """Return the record of a run as it is now."""
     record = _find(run_id, olds)
+    if not record.removed:
+        # The engine's own provider is about to ask it, and can't start what is ours to start.
+        with contextlib.suppress(CodingAgentError):
+            executors.reach(record.spec)
     try:
         return lifecycle.observe(record, say=say)
     except OnAnotherMachine:
