@@ -26,6 +26,12 @@ def of_run_id(olds: Values, news: Values) -> Change:
     return Change(fields, replace=bool(fields))
 
 
+def of_leftovers(olds: Values, news: Values) -> Change:
+    """Return the change of what removes a run's leftovers: another run has others."""
+    changed = olds.get("run_id") != news.get("run_id")
+    return Change({"run_id": "update"} if changed else {}, replace=changed)
+
+
 def of_run(olds: Values, news: Values, *, unknown: str) -> Change:
     """Return the change of a Run. `unknown` stands for a value that is not known yet.
 

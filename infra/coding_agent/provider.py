@@ -29,6 +29,7 @@ from coding_agent.plugin import DISCARD, RERUN, WAIT, EngineLog, hand_over, one_
 
 RUN_ID = "coding-agent:index:RunId"
 RUN = "coding-agent:index:Run"
+LEFTOVERS = "coding-agent:index:Leftovers"
 
 Values = dict[str, Any]
 _KINDS = {"add": "ADD", "delete": "DELETE", "update": "UPDATE"}
@@ -57,7 +58,7 @@ class Servicer(ProviderServicer):
 
     async def GetSchema(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return the names of the resources; programs other than ours have no use for them."""
-        resources: Values = {RUN_ID: {}, RUN: {}}
+        resources: Values = {RUN_ID: {}, RUN: {}, LEFTOVERS: {}}
         schema = {"name": "coding-agent", "version": __version__, "resources": resources}
         return proto.GetSchemaResponse(schema=json.dumps(schema))
 
@@ -79,6 +80,8 @@ class Servicer(ProviderServicer):
             olds, news = _values(request.olds), _values(request.news)
             if _type(request.urn) == RUN_ID:
                 return _diff(changes.of_run_id(olds, news), first_delete=False)
+            if _type(request.urn) == LEFTOVERS:
+                return _diff(changes.of_leftovers(olds, news), first_delete=False)
             # The old agent must have ended before the new one starts.
             return _diff(changes.of_run(olds, news, unknown=UNKNOWN), first_delete=True)
 
@@ -89,7 +92,7 @@ class Servicer(ProviderServicer):
 
         def create() -> Any:
             inputs = _values(request.properties)
-            if _type(request.urn) == RUN_ID:
+            if _type(request.urn) in (RUN_ID, LEFTOVERS):
                 new = "" if request.preview else secrets.token_hex(8)
                 return proto.CreateResponse(id=new, properties=_struct(inputs))
             if request.preview:
@@ -106,6 +109,8 @@ class Servicer(ProviderServicer):
 
         def read() -> Any:
             olds = _values(request.properties)
+            if _type(request.urn) == LEFTOVERS:
+                return proto.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
             if _type(request.urn) == RUN_ID:
                 # A refresh that runs the program asks with the program's inputs, which say nothing of the attempt.
                 inputs = {**olds, **_values(request.inputs)}
@@ -139,7 +144,9 @@ class Servicer(ProviderServicer):
         def delete() -> Any:
             discard = os.environ.get(DISCARD) == "1"
             say = self._say(request.urn)
-            if _type(request.urn) == RUN_ID:
+            if _type(request.urn) == LEFTOVERS:
+                state.sweep(_values(request.properties), everything=False)
+            elif _type(request.urn) == RUN_ID:
                 # Where the engine was killed while it started the run, it knows of the id and not of the run.
                 state.remove_unfinished(request.id, _values(request.properties), discard=discard, say=say)
             else:

@@ -147,7 +147,9 @@ class Stack:
         """Look at the run, and let the stack and its outputs say what is true now. Raises `NotFound`."""
         heard = self._listen(say)
         self._reach_targets()
-        arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true")
+        # Of its target nothing is asked: what is gone of that is for an `up --refresh` to find out.
+        run = f"urn:pulumi:{self.name}::{self.project.name}::{program.RUN_TYPE}::{self.name}"
+        arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true", "--target", run)
         self._guarded(heard, lambda: self._update(heard, {}, *arguments))
         return self._seen(heard)
 

@@ -73,8 +73,13 @@ def remove_unfinished(run_id: str, olds: Values, *, discard: bool, say: Say) -> 
         records.forget(run_id)  # what a start that was killed left before there was a record
     elif not record.removed:
         lifecycle.cleanup(record, discard=discard, say=say)
+    sweep({**olds, "run_id": run_id}, everything=True)
+
+
+def sweep(olds: Values, *, everything: bool) -> None:
+    """Remove what was made for a run and is in no stack; unless `everything`, only what uses the rest of it."""
     if isinstance(executor := olds.get("executor"), Mapping) and executor.get("type"):
-        executors.sweep(ExecutorSpec.of_plain(executor), run_id)
+        executors.sweep(ExecutorSpec.of_plain(executor), str(olds["run_id"]), everything=everything)
 
 
 def _find(run_id: str, olds: Values) -> Record:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from containers import Docker, base_image
+from processes import processes_with_text
 from waiting import until
 
 LIMIT = 60.0  # seconds
@@ -66,8 +67,10 @@ class Dockerd:
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill it: its containers go on without it until it is started again."""
+        """Kill it, and the containerd that it started: its containers go on until it is started again."""
         self._end(signal.SIGKILL)
+        for pid in processes_with_text(f"{self.folder}/exec/containerd/containerd.toml"):
+            os.kill(pid, signal.SIGKILL)
 
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:

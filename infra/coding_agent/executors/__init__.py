@@ -55,10 +55,13 @@ def reach(spec: ExecutorSpec) -> None:
         _module(MODULES, spec).answers(spec)
 
 
-def sweep(spec: ExecutorSpec, run_id: str) -> None:
-    """Remove what was made for a run and is in no stack, as an engine that was killed leaves it."""
+def sweep(spec: ExecutorSpec, run_id: str, *, everything: bool) -> None:
+    """Remove what was made for a run and is in no stack, as an engine that was killed leaves it.
+
+    Unless `everything`, only what uses the rest of it, and so would keep that from being removed.
+    """
     if spec.type in TARGETS:
-        _module(MODULES, spec).sweep(spec, run_id)
+        _module(MODULES, spec).sweep(spec, run_id, everything=everything)
 
 
 def unenforced(spec: ExecutorSpec, task: Task) -> tuple[str, ...]:

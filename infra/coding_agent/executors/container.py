@@ -292,18 +292,18 @@ def answers(spec: ExecutorSpec) -> None:
     reach(spec.options).close()
 
 
-def sweep(spec: ExecutorSpec, run_id: str) -> None:
-    """Remove containers, networks and volumes that carry the run's label: no stack knows them any more."""
+def sweep(spec: ExecutorSpec, run_id: str, *, everything: bool) -> None:
+    """Remove containers that carry the run's label, and (`everything`) networks and volumes: no stack knows them."""
     engine = reach(spec.options)
     api, mine = engine.api, {"label": f"{RUN}={run_id}"}
     with contextlib.closing(engine), answering(engine.url, f"removing what is left of run {run_id}"):
         for each in api.containers(all=True, filters=mine):
             with contextlib.suppress(NotFound):
                 api.remove_container(each["Id"], force=True, v=True)
-        for each in api.networks(filters=mine):
+        for each in api.networks(filters=mine) if everything else ():
             with contextlib.suppress(NotFound):
                 api.remove_network(each["Id"])
-        for each in api.volumes(filters=mine)["Volumes"] or ():
+        for each in (api.volumes(filters=mine)["Volumes"] or ()) if everything else ():
             with contextlib.suppress(NotFound):
                 api.remove_volume(each["Name"])
 

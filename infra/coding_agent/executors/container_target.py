@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 LARGEST_CONTEXT = 500_000_000  # bytes of the folder that an image is built from
 _MB = 1024 * 1024  # the provider's unit of memory
+
+
+class Leftovers(pulumi.CustomResource):
+    """What removes containers that an engine left which was killed while it made one: they would hold the volume."""
+
+    def __init__(self, name: str, wanted: Wanted, options: pulumi.ResourceOptions) -> None:
+        inputs = {"run_id": wanted.run_id, "executor": asdict(wanted.spec)}
+        super().__init__("coding-agent:index:Leftovers", name, inputs, options)
 
 
 class ContainerTarget(pulumi.ComponentResource):
@@ -113,6 +122,9 @@ def _made(engine: Engine, wanted: Wanted) -> Declared:
         )
         for each in named
     ]
+    needed = [volume, *volumes, *([network] if network else [])]
+    # Between them and the container: what is removed after the container, and before what it uses.
+    leftovers = Leftovers(wanted.stack, wanted, pulumi.ResourceOptions(parent=component, depends_on=needed))
     limits = effective(wanted.task.limits, spec.options)
     pids = (limits.pids or 0) + ROOM
     mounts = [
@@ -147,7 +159,7 @@ def _made(engine: Engine, wanted: Wanted) -> Declared:
         mounts=program.apply(lambda found: [*mounts, *_program_mount(docker, found)]),
         labels=[docker.ContainerLabelArgs(label=k, value=v) for k, v in {**labels, container.PIDS: str(pids)}.items()],
         opts=options(
-            depends_on=[volume, *volumes, *([network] if network else [])],
+            depends_on=[*needed, leftovers],
             # A container is what it was made as: what changes in the executors file is for the next run.
             ignore_changes=_AS_MADE,
         ),
