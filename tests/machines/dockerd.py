@@ -44,8 +44,9 @@ class Dockerd:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        # One that was killed leaves the pid, which may be somebody else's by now.
-        (self.folder / "pid").unlink(missing_ok=True)
+        # One that was killed leaves its pid and its containerd's, which may be somebody else's by now, or a zombie's.
+        for left in ("pid", "exec/containerd/containerd.pid"):
+            (self.folder / left).unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [

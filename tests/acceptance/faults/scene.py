@@ -316,4 +316,5 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=30)
+        # A dockerd that had it may have unmounted it when it was tidied up.
+        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True, timeout=30)
