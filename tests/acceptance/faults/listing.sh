@@ -25,6 +25,6 @@ if [[ $host ]]; then
   export DOCKER_HOST=$host
   docker ps -aq --no-trunc | sed 's/^/container /'
   docker volume ls -q | sed 's/^/volume /'
-  docker network ls -q --no-trunc | sed 's/^/network /'
+  docker network ls --format '{{.Name}}' | sed 's/^/network /'
 fi
 exit 0
