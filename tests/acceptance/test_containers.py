@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,42 @@ def test_ended_run_stands_without_its_container(container_user: User, docker: Do
     assert user.outputs("job") == before
     user.cli("destroy", "job")
     assert docker.of_project(user.project) == []
+
+
+def test_secret_is_nowhere_but_in_the_agent(container_user: User, docker: Docker) -> None:
+    """A secret reaches a run in a container, and neither its inspection, the engine's events nor the stack show it."""
+    user = container_user
+    canary = "canary-of-the-container-7391"
+    box = {"name": "box", "type": "container", "image": "coding-agent-test/base:1", "network": "none"}
+    user.executors(box, secrets={"DEPLOY_TOKEN": {"env": "MY_TOKEN"}})
+    user.job(command='echo "${#DEPLOY_TOKEN}"; sleep 1', executor="box", secrets=["DEPLOY_TOKEN"])
+    begun = str(int(time.time()) - 1)
+
+    user.cli("up", "job", MY_TOKEN=canary)
+
+    (container,) = docker.of_project(user.project)
+    assert str(len(canary)) in user.cli("logs", "job", MY_TOKEN=canary).stdout
+    assert canary not in docker("inspect", container)
+    assert canary not in docker("events", "--since", begun, "--until", str(int(time.time()) + 1))
+    assert canary not in user.pulumi("stack", "export", "--stack", "job", "--show-secrets").stdout
+    user.cli("destroy", "job", MY_TOKEN=canary)
+
+
+def test_following_leaves_nothing_in_the_container(container_user: User, docker: Docker) -> None:
+    """Whoever stops following a run, or is killed while he follows, leaves no process in its container."""
+    user = container_user
+    user.job(command="echo started; sleep 600", executor="box", limits={"grace": "1s"})
+    user.cli("up", "job", "--detach")
+    (container,) = docker.of_project(user.project)
+    until(lambda: "started" in _log(user))
+
+    def processes() -> list[str]:
+        return sorted(line.split(None, 1)[-1] for line in docker("top", container, "-eo", "pid,args").splitlines())
+
+    before = processes()
+    with user.start("logs", "-f", "job") as follower:
+        assert follower.stdout is not None
+        follower.stdout.readline()
+        follower.kill()
+    until(lambda: processes() == before)
+    user.cli("destroy", "job", "--yes")

@@ -24,6 +24,7 @@ class Dockerd:
     """One dockerd; its containers use this machine's network, or none."""
 
     folder: Path
+    programs: Path | None = None  # a folder of programs that it finds before all others
     process: subprocess.Popen[bytes] | None = None
     # Without one of its own it would take that of the machine's dockerd away.
     bridge: str = field(default_factory=lambda: f"ca{secrets.token_hex(5)}")
@@ -59,7 +60,7 @@ class Dockerd:
                 stderr=log,
                 start_new_session=True,
                 # Nothing of the test that comes first: what mentions a test's home is ended after it.
-                env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
+                env={"PATH": f"{self.programs or '/bin'}:{os.environ['PATH']}", "HOME": str(self.folder)},
             )
         until(self._answers, limit=LIMIT)
 
@@ -90,10 +91,10 @@ class Dockerd:
 
 
 @contextmanager
-def dockerd(folder: Path) -> Iterator[Dockerd]:
+def dockerd(folder: Path, *, programs: Path | None = None) -> Iterator[Dockerd]:
     """Run a dockerd with the image that tests run in; nothing of it is left after the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    engine = Dockerd(folder)
+    engine = Dockerd(folder, programs)
     _ip("link", "add", engine.bridge, "type", "bridge")
     _ip("address", "add", BRIDGE_ADDRESS, "dev", engine.bridge)
     try:
