@@ -13,6 +13,8 @@ from fakes.scenarios import scenario
 from user import User
 from waiting import until
 
+pytestmark = [pytest.mark.slow]
+
 NEIGHBOUR = "i=0; while :; do echo $((i += 1)); sleep 0.1; done"
 DISK, PIDS = 60_000_000, 64
 BUSY = "for i in 1 2 3; do (while :; do :; done) & done; sleep 6; kill $(jobs -p); true"

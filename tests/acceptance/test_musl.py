@@ -19,6 +19,8 @@ from containers import BASE, Docker
 from fakes.scenarios import scenario
 from user import User
 
+pytestmark = [pytest.mark.slow]
+
 PLATFORM = "linux-x64-musl"
 _PACKAGES = ("musl", "bash-static")
 # Alpine itself is not to be had from Debian, whose GNU programs need glibc. So glibc goes where nobody looks for it,

@@ -25,6 +25,8 @@ from processes import processes_with_text
 from user import User
 from waiting import until
 
+pytestmark = [pytest.mark.slow]
+
 LOOK = r"""
 grep -E '^(CapEff|CapPrm|CapBnd|NoNewPrivs|Uid):' /proc/self/status
 cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null
