@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from coding_agent.settings import Settings
     from coding_agent.task import Task
 
-RUN_TYPE = "coding-agent:index:RunId$coding-agent:index:Run"  # with its parent's, as the engine names it
 _SAID = 32  # the exit code of a program that has said itself what is wrong: the engine adds nothing
 Seen = Callable[[Mapping[str, Any]], None]
 

@@ -147,9 +147,8 @@ class Stack:
         """Look at the run, and let the stack and its outputs say what is true now. Raises `NotFound`."""
         heard = self._listen(say)
         self._reach_targets()
-        # Of its target nothing is asked: what is gone of that is for an `up --refresh` to find out.
-        run = f"urn:pulumi:{self.name}::{self.project.name}::{program.RUN_TYPE}::{self.name}"
-        arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true", "--target", run)
+        # Not with --target, which the engine (3.259) answers by forgetting what the run depends on.
+        arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true")
         self._guarded(heard, lambda: self._update(heard, {}, *arguments))
         return self._seen(heard)
 

@@ -212,7 +212,7 @@ def test_doctor(container_user: User, tmp_path: Path) -> None:
         {**box, "name": "dead", "docker_host": dead},
         {**box, "name": "bare", "image": "127.0.0.1:1/nowhere:1"},
     )
-    found = {each["name"]: each for each in json.loads(user.cli("doctor", "--json", code=None).stdout)}
+    found = {each["name"]: each for each in json.loads(user.cli("doctor", "--json", code=None).stdout)["findings"]}
     assert found["executor box"]["state"] == "ok"
     assert found["executor dead"]["state"] == "missing"
     assert "does not answer" in found["executor dead"]["found"]

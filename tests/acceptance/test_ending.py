@@ -156,5 +156,8 @@ def test_the_agent_gets_nothing_of_ours(user: User) -> None:
     names = {line.split("=", 1)[0] for line in got.splitlines()}
     assert "MINE=yes" in got.splitlines()
     assert {name for name in names if name.startswith(("PULUMI", "HCLOUD", "XDG_", "PYTHON"))} == set()
-    assert {name for name in names if name.startswith("CODING_AGENT")} == {"CODING_AGENT_RUN_ID"}
+    assert {name for name in names if name.startswith("CODING_AGENT")} == {
+        "CODING_AGENT_RUN_ID",
+        "CODING_AGENT_LIMIT_TIMEOUT",
+    }
     assert not any(word in got for word in secrets.values())

@@ -15,6 +15,7 @@ from coding_agent.cli.options import command, json_option, task_argument
 from coding_agent.cli.screen import Screen
 from coding_agent.cli.signals import INTERRUPTED, stopping
 from coding_agent.errors import CodingAgentError
+from coding_agent.executors.base import TARGET_GONE
 
 if TYPE_CHECKING:
     from coding_agent.records import Record
@@ -60,7 +61,8 @@ def up_command(task: str, detach: bool, rerun: bool, refresh: bool, as_json: boo
         run, interrupted = _follow(screen, run)
     elif not as_json:
         screen.say(f"nothing changed: the run of {summary.age(run)} ago stands; --rerun makes another")
-    if run.outputs.status.final and not ended:
+    # Where its target is gone, a refresh would find that out, and the next `up` make another and run the task again.
+    if run.outputs.status.final and not ended and run.outputs.reason != TARGET_GONE:
         _refresh(screen, stack)
         run = names.record(run.run_id)
     return _finish(screen, run, interrupted=interrupted)
