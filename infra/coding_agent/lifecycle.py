@@ -247,7 +247,10 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, 
 def _begin(record: Record, executor: Executor, say: Say, stop: threading.Event) -> Record:
     stage = ""
     for _ in _rounds(stop, BEGIN_POLL):
-        look = executor.status(record.run_id)
+        try:
+            look = executor.status(record.run_id)
+        except ConnectionBroken:
+            break  # it was started: what follows says that it is not to be reached
         if look.state is not State.STARTING:
             break
         if look.meta and look.meta.stage != stage:
