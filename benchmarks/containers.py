@@ -16,6 +16,7 @@ import psutil
 
 from benchmarks.looking import ticks
 from benchmarks.measure import Report, Series, side_by_side
+from benchmarks.updates import automation
 from benchmarks.world import World
 
 BASE = "coding-agent-test/base:1"
@@ -82,19 +83,6 @@ def _docker(world: World, *argv: str) -> str:
     return world.run("docker", *argv).stdout.strip()
 
 
-def _bare(world: World, verb: str) -> None:
-    folder, state = world.home / "bare-box", world.home / "bare-box-state"
-    folder.mkdir(exist_ok=True)
-    state.mkdir(exist_ok=True)
-    environment = {
-        **world.environment,
-        "PULUMI_BACKEND_URL": f"file://{state}",
-        "PULUMI_CONFIG_PASSPHRASE": "bench",
-    }
-    argv = [sys.executable, "-c", BARE, str(folder), verb, BASE]
-    subprocess.run(argv, env=environment, check=True, capture_output=True, text=True, timeout=600)
-
-
 def first_up(world: World, times: int) -> Report:
     """Measure a first `up --detach` in a fresh container."""
     _box(world)
@@ -109,8 +97,8 @@ def first_up(world: World, times: int) -> Report:
 
     def container() -> None:
         with bare.timing():
-            _bare(world, "up")
-        _bare(world, "destroy")
+            automation(world, BARE, "up", BASE)
+        automation(world, BARE, "destroy", BASE)
 
     def run() -> None:
         name = f"bench-{uuid.uuid4().hex[:8]}"

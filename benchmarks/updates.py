@@ -24,7 +24,8 @@ stack.destroy() if sys.argv[2] == "destroy" else stack.up()
 TASK = "prompt: 'SCENARIO=text'\n"
 
 
-def _bare(world: World, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def automation(world: World, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that uses the Automation API, in a folder and with a backend of its own."""
     folder = world.home / "bare"
     state = world.home / "bare-state"
     folder.mkdir(exist_ok=True)
@@ -64,8 +65,8 @@ def first_up(world: World, times: int) -> Report:
 
     def empty() -> None:
         with bare.timing():
-            _bare(world, BARE, "up")
-        _bare(world, BARE, "destroy")
+            automation(world, BARE, "up")
+        automation(world, BARE, "destroy")
 
     side_by_side(times, up, empty, lambda: _claude(world, agent))
     notes = ["a first up with the stack's creation; what `destroy` takes is not in it"]
@@ -77,7 +78,7 @@ def repeated_up(world: World, times: int) -> Report:
     ours, bare = Series("up, nothing changed"), Series("empty inline stack, nothing changed")
     world.task("again", TASK)
     world.cli("up", "again")
-    _bare(world, BARE, "up")
+    automation(world, BARE, "up")
 
     def up() -> None:
         with ours.timing():
@@ -85,7 +86,7 @@ def repeated_up(world: World, times: int) -> Report:
 
     def empty() -> None:
         with bare.timing():
-            _bare(world, BARE, "up")
+            automation(world, BARE, "up")
 
     side_by_side(times, up, empty)
     world.cli("destroy", "again", "--yes")
@@ -144,8 +145,8 @@ def engine_calls(world: World, times: int) -> list[Report]:
         world.cli("destroy", "calls", "--yes")
 
     def bare() -> None:
-        _add(theirs, _bare(world, AUTOMATION).stdout)
-        _bare(world, BARE, "destroy")
+        _add(theirs, automation(world, AUTOMATION).stdout)
+        automation(world, BARE, "destroy")
 
     side_by_side(times, up, bare)
     cut = sorted(theirs.keys() - ours.keys())

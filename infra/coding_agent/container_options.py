@@ -12,6 +12,11 @@ LEAST_MEMORY = 256 * 1000**2  # bytes; with less Claude Code itself is ended
 _OF_ONE_MADE = ("volumes", "network", "gpus", "cpus", "memory", "pids")
 
 
+def is_volume_name(source: str) -> bool:
+    """Whether what is to be mounted is a volume of the engine's, by name, and not a folder."""
+    return "/" not in source and not source.startswith((".", "~"))
+
+
 def contradictions(executor: Mapping[str, Any]) -> Iterator[tuple[FieldPath, str]]:
     """Yield the place and the message of each."""
     if executor.get("type") != "container":

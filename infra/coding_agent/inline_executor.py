@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from coding_agent.container_options import is_volume_name
 from coding_agent.document import FieldPath, quoted
 
 _SOCKETS = ("docker.sock", "podman.sock", "containerd.sock", "crio.sock")
@@ -26,7 +27,7 @@ def forbidden(executor: Mapping[str, Any], allowed: Collection[str]) -> Iterator
             yield ("volumes", number), _refusal(f"a container engine's socket ({quoted(source)})", "docker_socket")
         elif _outside(source) and "mounts" not in allowed:
             yield ("volumes", number), _refusal(f"{quoted(source)}, which is outside the project", "mounts")
-        elif _is_name(source) and "mounts" not in allowed:
+        elif is_volume_name(source) and "mounts" not in allowed:
             yield ("volumes", number), _refusal(f"the volume {quoted(source)}, which may be another's", "mounts")
     if "container" in executor and "existing_container" not in allowed:
         yield ("container",), _refusal(f"the container {quoted(executor['container'])}", "existing_container")
@@ -43,11 +44,6 @@ def _refusal(what: str, permission: str) -> str:
 
 def _outside(source: str) -> bool:
     return source.startswith(("/", "~")) or ".." in source.split("/") or "$" in source
-
-
-def _is_name(source: str) -> bool:
-    """Whether it names a volume of the engine's, not a folder."""
-    return "/" not in source and not source.startswith((".", "~"))
 
 
 def _holds_socket(source: str) -> bool:

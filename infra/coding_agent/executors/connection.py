@@ -65,19 +65,8 @@ tail -c "+$(($2 + 1))" -- "$1" | head -c "$3"
 """
 
 
-class FilesByCommand:
+class FilesByCommand(Connection, Protocol):
     """`put` and `get` for a connection that can run commands: bash, with coreutils, does the rest."""
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | BinaryIO | None = None,
-        timeout: float,
-        env: Mapping[str, str] | None = None,
-    ) -> Completed:
-        """Run a command; see `Connection.run`."""
-        raise NotImplementedError
 
     def put(self, path: str, source: bytes | Path, *, mode: int = 0o600, timeout: float = 60.0) -> None:
         """Write a file by rename; see `Connection.put`."""

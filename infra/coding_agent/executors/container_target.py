@@ -14,6 +14,7 @@ import pulumi
 from docker.errors import NotFound
 
 from coding_agent import claude, plugins
+from coding_agent.container_options import is_volume_name
 from coding_agent.errors import CodingAgentError, ExecutorUnavailable
 from coding_agent.executors import container, container_image
 from coding_agent.executors.container_engine import Engine, answering, reach
@@ -296,7 +297,7 @@ def _program_mount(docker: Any, found: Mapping[str, str]) -> list[Any]:
 
 def _mount(docker: Any, wanted: Wanted, volume: str) -> Any:
     source, target, *mode = volume.split(":")
-    bind = not _is_name(source)
+    bind = not is_volume_name(source)
     if bind:
         path = wanted.task.root / Path(source).expanduser()
         source = os.path.normpath(path)
@@ -314,7 +315,7 @@ def _named_volumes(engine: Engine, wanted: Wanted) -> Iterator[str]:
     """Yield the engine's volumes that the stack makes: those that are there already belong to somebody else."""
     for volume in wanted.spec.options.get("volumes", ()):
         source = volume.split(":")[0]
-        if not _is_name(source):
+        if not is_volume_name(source):
             continue
         try:
             with answering(engine.url, f"looking for the volume {source}"):
@@ -325,10 +326,6 @@ def _named_volumes(engine: Engine, wanted: Wanted) -> Iterator[str]:
             mine = ("coding-agent.project", wanted.project), ("coding-agent.stack", wanted.stack)
             if all(labels.get(name) == value for name, value in mine):
                 yield source
-
-
-def _is_name(source: str) -> bool:
-    return "/" not in source and not source.startswith((".", "~"))
 
 
 def _said(look: Any) -> Any:
