@@ -25,7 +25,7 @@ demo: $(STAMP) ## Set up, then run a task end to end on this machine
 test: $(STAMP) lint ## Linters, types and every test but the slow ones
 	$(PYTEST) -m "not slow" -n 4 --dist worksteal $(ARGS)
 
-test-slow: $(STAMP) ## What takes over a minute each
+test-slow: $(STAMP) ## The slow tests: what takes long, or repeats a thing in many variants
 	$(PYTEST) -m slow -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, shellcheck

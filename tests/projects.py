@@ -90,7 +90,10 @@ class Workplace:
     def changes(self, stack: str = "job") -> dict[str, int]:
         """Return what a bare preview would change: no entry where nothing would."""
         said = json.loads(self.pulumi("preview", "--json", stack=stack).stdout)
-        return {kind: count for kind, count in said["changeSummary"].items() if kind != "same"}
+        found = {kind: count for kind, count in said["changeSummary"].items() if kind != "same"}
+        if found:
+            print(json.dumps(said["steps"], indent=1))  # for a test that fails
+        return found
 
     @contextmanager
     def engine(self, *arguments: str, stack: str = "job") -> Iterator[subprocess.Popen[str]]:

@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 _TAG = re.compile(r"<\{%.*?%\}>")  # the engine's markup for colours
 _SALT = re.compile(rb"(?m)^encryptionsalt:.*\n?")
 _PENDING = "pending operations from previous deployment"  # the engine's advice about them is not for us
+# What works on a state alone needs plugins that no program asks for; the stack may have been made elsewhere.
+_WITH_PLUGINS = {backend.NO_DOWNLOADS: "false"}
 _ATTEMPTS = 3  # how often a stack's lock is taken over before it is reported
 
 
@@ -149,7 +151,7 @@ class Stack:
         self._reach_targets()
         # Not with --target, which the engine (3.259) answers by forgetting what the run depends on.
         arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true")
-        self._guarded(heard, lambda: self._update(heard, {}, *arguments))
+        self._guarded(heard, lambda: self._update(heard, _WITH_PLUGINS, *arguments))
         return self._seen(heard)
 
     def destroy(self, *, discard: bool, say: Say) -> None:
@@ -157,7 +159,7 @@ class Stack:
         heard = self._listen(say)
         self._reach_targets()
         before = _content(self.project.stack_file(self.name))
-        variables = {plugin.DISCARD: "1" if discard else ""}
+        variables = {plugin.DISCARD: "1" if discard else "", **_WITH_PLUGINS}
         self._guarded(heard, lambda: self._update(heard, variables, "destroy", "--yes", "--skip-preview", "--remove"))
         self._tidy(before)
 

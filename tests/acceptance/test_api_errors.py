@@ -40,6 +40,7 @@ def _failed(outputs: Mapping[str, Any], words: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompt", "words"), FAILURES)
 def test_an_api_error_fails_the_run_with_the_apis_reason(user: User, prompt: str, words: str) -> None:
     """A run whose model answers with an error has failed, says what the API said, and `up` ends with 1."""

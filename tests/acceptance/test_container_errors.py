@@ -94,6 +94,7 @@ def test_image_that_no_claude_runs_in(container_user: User, docker: Docker) -> N
         docker.remove([image])
 
 
+@pytest.mark.slow
 def test_plugin_that_is_missing(container_user: User, docker: Docker) -> None:
     """Without the engine's plugin every way to it is tried, and named with its reason; local tasks need none."""
     user = container_user
@@ -136,6 +137,7 @@ def test_folder_to_mount_that_is_not_there(container_user: User) -> None:
     assert not (user.project / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_destroy_when_the_container_was_removed(container_user: User, docker: Docker) -> None:
     """A container that was removed by hand is no obstacle: what the agent had made is brought back, the rest goes."""
     user = container_user
@@ -151,6 +153,7 @@ def test_destroy_when_the_container_was_removed(container_user: User, docker: Do
     user.cli("destroy", "job", "--yes")
 
 
+@pytest.mark.slow
 def test_destroy_when_a_volume_is_in_use(container_user: User, docker: Docker) -> None:
     """A volume that somebody else's container uses keeps `destroy` from ending; it is said, and can be repeated."""
     user = container_user
@@ -165,6 +168,7 @@ def test_destroy_when_a_volume_is_in_use(container_user: User, docker: Docker) -
     assert docker.left(user.project) == []
 
 
+@pytest.mark.slow
 def test_destroy_when_the_engine_does_not_answer(container_user: User, docker: Docker, tmp_path: Path) -> None:
     """While the engine is down `destroy` says so, leaves everything as it is, and works once it is up again."""
     user, link = container_user, tmp_path / "docker.sock"
@@ -184,6 +188,7 @@ def test_destroy_when_the_engine_does_not_answer(container_user: User, docker: D
     assert docker.left(user.project) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["up", "status"])
 def test_paused_container(container_user: User, docker: Docker, verb: str) -> None:
     """A run whose container is paused is unresponsive, not lost; it goes on with it, and can be destroyed."""

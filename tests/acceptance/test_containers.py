@@ -84,6 +84,7 @@ def test_from_inside(container_user: User, docker: Docker) -> None:
     user.cli("destroy", "job")
 
 
+@pytest.mark.slow
 def test_defaults_of_limits(container_user: User, docker: Docker) -> None:
     """Where neither task nor executor says, a container gets 2 GiB and 512 processes, not the whole machine."""
     user = container_user
@@ -108,6 +109,7 @@ def test_mounted_program_is_read_only(container_user: User) -> None:
     user.cli("destroy", "job")
 
 
+@pytest.mark.slow
 def test_agent_cannot_end_its_container(container_user: User, docker: Docker) -> None:
     """An agent that kills everything it can reach ends itself, not its container."""
     user = container_user
@@ -121,6 +123,7 @@ def test_agent_cannot_end_its_container(container_user: User, docker: Docker) ->
     assert docker.of_project(user.project) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [
@@ -146,6 +149,7 @@ def test_whatever_the_images_entrypoint_and_user(container_user: User, docker: D
         docker.remove([image])
 
 
+@pytest.mark.slow
 def test_claude_of_the_image_is_used(container_user: User, docker: Docker, claude_program: Path) -> None:
     """An image's own Claude Code on its PATH is used, and nothing is mounted."""
     user = container_user
@@ -165,6 +169,7 @@ def test_claude_of_the_image_is_used(container_user: User, docker: Docker, claud
     docker.remove([image])
 
 
+@pytest.mark.slow
 def test_volumes(container_user: User, docker: Docker) -> None:
     """Folders and volumes are mounted as written; a volume that was there stays, one that was made goes."""
     user = container_user
@@ -197,6 +202,7 @@ def test_volumes(container_user: User, docker: Docker) -> None:
         docker("volume", "rm", "coding-agent-test-old")
 
 
+@pytest.mark.slow
 def test_network_of_its_own(container_user: User, docker: Docker, container_image: str) -> None:
     """By default a run has a network of its own, which goes with it; `none` has no way out."""
     user = container_user
@@ -236,6 +242,7 @@ def test_existing_container_is_left_as_it_was(container_user: User, docker: Dock
         assert _files(docker, name) ^ files == set()
 
 
+@pytest.mark.slow
 def test_image_built_from_a_dockerfile(container_user: User, docker: Docker) -> None:
     """`image.build` makes an image of a Dockerfile in the project, another one another run; `destroy` removes it."""
     user = container_user
@@ -275,6 +282,7 @@ def test_mounted_folder_is_writable_for_its_owner(container_user: User, tmp_path
     user.cli("destroy", "job")
 
 
+@pytest.mark.slow
 def test_lost_container_is_reported_and_replaced_when_asked(container_user: User, docker: Docker) -> None:
     """A container removed under a running agent: said by `up`, replaced by `up --refresh`, its work kept."""
     user = container_user
@@ -300,6 +308,7 @@ def test_lost_container_is_reported_and_replaced_when_asked(container_user: User
     assert docker.of_project(user.project, "volumes") == []
 
 
+@pytest.mark.slow
 def test_ended_run_stands_without_its_container(container_user: User, docker: Docker) -> None:
     """A container removed after its run had ended changes nothing about the run's results."""
     user = container_user
@@ -333,6 +342,7 @@ def test_secret_is_nowhere_but_in_the_agent(container_user: User, docker: Docker
     user.cli("destroy", "job", MY_TOKEN=canary)
 
 
+@pytest.mark.slow
 def test_following_leaves_nothing_in_the_container(container_user: User, docker: Docker) -> None:
     """Whoever stops following a run, or is killed while he follows, leaves no process in its container."""
     user = container_user

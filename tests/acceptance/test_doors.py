@@ -92,6 +92,7 @@ def test_each_door_destroys_what_the_other_made(user: User) -> None:
     assert _stacks(user) == {}
 
 
+@pytest.mark.slow
 def test_a_task_of_another_name_than_its_file_is_one_stack(user: User) -> None:
     """A task whose name is not its file's, named from another folder by its file, is the same stack for both doors."""
     file = user.task("file", json.dumps({"name": "other", "command": "echo done"}))

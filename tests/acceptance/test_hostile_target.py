@@ -517,6 +517,7 @@ PLANTED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["link", "pipe", "folder"])
 def test_what_is_planted_where_the_supervisor_writes_does_no_harm(user: User, what: str) -> None:
     """Links, pipes and folders where the supervisor writes hold nothing up, and nothing is written through them."""
@@ -556,6 +557,7 @@ WORKSPACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WORKSPACES)
 def test_a_workspace_made_to_mislead_does_no_harm(user: User, how: str) -> None:
     """Whatever the agent makes of its checkout, the run ends, nothing private is saved, and what is lost is said."""

@@ -109,6 +109,7 @@ def test_what_is_in_it(built: dict[str, Any], docker: Docker, container_image: s
     assert said[-1].startswith(claude.PINNED_VERSION)
 
 
+@pytest.mark.slow
 def test_same_again(built: dict[str, Any], docker: Docker, container_image: str) -> None:
     """Built once more from nothing the image has the same id and layers; a third time it only gets another name."""
     layers = docker.inspect(built["image"])["RootFS"]["Layers"]
@@ -134,6 +135,7 @@ def test_again_from_what_was_built(built: dict[str, Any], docker: Docker) -> Non
         ]
 
 
+@pytest.mark.slow
 def test_agent_in_it(built: dict[str, Any], container_user: User, docker: Docker) -> None:
     """An agent's task runs in the image as its user, with its Claude Code: only the run's volume is mounted."""
     user = container_user
@@ -149,6 +151,7 @@ def test_agent_in_it(built: dict[str, Any], container_user: User, docker: Docker
     user.cli("destroy", "job")
 
 
+@pytest.mark.slow
 def test_task_of_this_repository(container_user: User, docker: Docker, container_image: str) -> None:
     """tasks/in-container.yaml runs as it is once `image build` made its image, under the name it has by default."""
     user = container_user
@@ -169,6 +172,7 @@ def test_task_of_this_repository(container_user: User, docker: Docker, container
             docker("tag", before, NAME)
 
 
+@pytest.mark.slow
 def test_lacking_is_installed(without_git: str, docker: Docker) -> None:
     """What a base lacks is installed with its own package manager, once; the next build uses that."""
     tag = _tag()
@@ -178,6 +182,7 @@ def test_lacking_is_installed(without_git: str, docker: Docker) -> None:
         assert _build("--from", without_git, "--tag", tag, "--network", "none")["id"] == first["id"]
 
 
+@pytest.mark.slow
 def test_failed_install_leaves_nothing(without_git: str, container_user: User, docker: Docker) -> None:
     """Where packages can't be had, that is said in the manager's words, and no image or container is left."""
     tag = _tag()
@@ -270,6 +275,7 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         end_processes_of(Path(folder))
 
 
+@pytest.mark.slow
 def test_podman(docker: Docker, runtime_dir: Path) -> None:
     """With `--runtime podman` the image is made there."""
     podman = Docker(program="podman")

@@ -446,6 +446,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_commits_that_hold_a_secret_are_kept_back(owner: User, way: str) -> None:
     """Commits that hold a secret, wherever and in whatever form, are kept back on the target, and that is said."""

@@ -188,7 +188,7 @@ _CHILDREN = {
     "setsid": f"setsid bash -c 'echo $$ > setsid.pid; exec {_LONG}' &",
     "double_fork": f"( ( bash -c 'echo $$ > double_fork.pid; exec {_LONG}' & ) & )",
     "stubborn": f"""bash -c 'trap "" TERM HUP INT; echo $$ > stubborn.pid; exec {_LONG}' &""",
-    "escape": f"""env -i "$(command -v setsid)" "$BASH" -c 'echo $$ > escape.pid; exec {_LONG}' &""",
+    "escape": f"""env -i "$(command -v setsid)" "$(command -v bash)" -c 'echo $$ > escape.pid; exec {_LONG}' &""",
 }
 
 

@@ -310,11 +310,13 @@ def test_memory_child_dies_alone(agent: Agent) -> None:
 def _wait_for_child_with(ancestor: int, memory: int) -> int:
     import psutil
 
+    claude = psutil.Process(ancestor).exe()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for child in psutil.Process(ancestor).children(recursive=True):
             try:
-                if child.memory_info().rss > memory:
+                # Before it becomes what it shall run, a child of claude's is as big as claude.
+                if child.exe() != claude and child.memory_info().rss > memory:
                     return int(child.pid)
             except psutil.NoSuchProcess:
                 continue

@@ -62,6 +62,15 @@ def test_bare_up_waits_and_shows_what_happens(workplace: Workplace) -> None:
     assert workplace.changes() == {}
 
 
+def test_bare_preview_fetches_no_plugin_that_the_stack_does_not_need(workplace: Workplace) -> None:
+    """The engine asks nobody for the plugins of other executors, whose libraries are installed all the same."""
+    workplace.task()
+    workplace.new_stack()
+    said = workplace.pulumi("preview", "--logtostderr", "-v=6").stderr
+    assert "GetPluginPath(" in said  # it does say where it looks
+    assert "download" not in said
+
+
 def test_a_run_that_fails_meanwhile_fails_the_next_bare_update(workplace: Workplace) -> None:
     """A run still going fails no update; the first bare update after its failure does."""
     gate, command = _gate(workplace)

@@ -15,14 +15,16 @@ size() { # bytes of a regular file
 }
 
 main() {
-  local run=$1 id=${1##*/} pid ticks=0 pages=0 resident up supervised agent_free
+  local run=$1 id=${1##*/} kind pid ticks=0 pages=0 resident up supervised agent_free
   clock
   if [[ ! -d $run || -L $run ]]; then
     supervised=true
     supervisors "$run" || supervised=false
-    if [[ -d $run && ! -L $run ]]; then
+    # In one look, because a run that is started or removed meanwhile answers each of two looks differently.
+    kind=$(stat -c %F -- "$run" 2>/dev/null)
+    if [[ $kind == directory ]]; then
       : # made meanwhile
-    elif [[ -e $run || -L $run || $supervised == true ]]; then
+    elif [[ $kind || $supervised == true ]]; then
       # Something else in its place, or nothing although its supervisor lives: somebody moved it.
       printf '{"exists":true,"replaced":true,"supervised":%s,"now":%s}\n' "$supervised" "$NOW_EXACT"
       return 0
