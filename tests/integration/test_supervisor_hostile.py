@@ -118,3 +118,20 @@ def test_a_supervisor_that_has_said_nothing_for_long_is_replaced_at_once(target:
     look = target.look()
     assert (look.state, look.meta and look.meta.notices) == (State.KILLED, ())
     assert target.meta()["supervisor"] != supervisor
+
+
+def test_nothing_is_written_into_what_is_put_in_the_folders_place(target: Target, tmp_path: Path) -> None:
+    """A supervisor whose folder was moved, with a link to another one in its place, writes nothing there."""
+    other = tmp_path / "private"
+    other.mkdir()
+    # Two heartbeats pass before the agent says so.
+    swap = f"cd ../..; mv $CODING_AGENT_RUN_ID moved; ln -s {other} $CODING_AGENT_RUN_ID; sleep 2.5; touch {other}/said\n"
+    target.start(f"{say(INIT)}{swap}{STAY}", heartbeat=1)
+
+    until((other / "said").exists)
+
+    assert [each.name for each in other.iterdir()] == ["said"]
+    target.executor.kill(target.id(), wait=1)
+    assert [each.name for each in other.iterdir()] == ["said"]
+    target.executor.cleanup(target.id(), grace=1)
+    assert (other / "said").exists()

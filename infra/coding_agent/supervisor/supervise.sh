@@ -82,15 +82,20 @@ write_meta() {
   state+="\"unsaved\":$UNSAVED,\"heartbeat\":$NOW_EXACT,\"base\":\"$BASE_SHA\",\"head\":\"$HEAD_SHA\","
   state+="\"limit_hits\":[${LIMIT_HITS%,}],\"notices\":[${NOTICES%,}]}"
   room_to_fork || return 0 # rename is a process
+  in_place || return 0
   # In one piece: after several writes only the last one's failure would be seen.
   clear_way "$RUN/.meta.json.tmp" "$RUN/.meta.json"
   printf '%s\n' "$state" >"$RUN/.meta.json.tmp" && mv -f -- "$RUN/.meta.json.tmp" "$RUN/.meta.json" && WRITTEN=$state
 } 2>/dev/null
 
+# in_place: whether the run's folder, which this process stands in, is still where it was made: nothing is written into
+# what somebody put in its place.
+in_place() { [[ ! -L $RUN && $RUN -ef . ]]; }
+
 # look_at_meta: notice where the state is not the one that was written.
 look_at_meta() {
   local there=
-  [[ $WRITTEN && ! $FORGED ]] || return 0
+  [[ $WRITTEN && ! $FORGED ]] && in_place || return 0
   plain "$RUN/.meta.json" && IFS= read -r -d '' -n 70000 there <"$RUN/.meta.json"
   [[ $there == "$WRITTEN"$'\n' ]] && return 0
   FORGED=yes

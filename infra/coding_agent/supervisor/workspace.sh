@@ -211,7 +211,7 @@ save_patch() {
 # save_work: at every end, good or bad. Where there is no git, everything as a tar.
 save_work() {
   [[ $OWN_WORKSPACE == true ]] || return 0
-  if [[ ! -d $WORKSPACE || -L $WORKSPACE ]]; then
+  if [[ ! -d $WORKSPACE || -L $WORKSPACE ]] || ! in_place; then
     [[ $STARTED_AT == null ]] || unsaved 'the workspace is no longer where it was made: nothing is saved'
     return 0
   fi
