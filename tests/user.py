@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import shared_cache
+from coding_agent.scaffold import scaffold
 from fakes.messages_api import MessagesApi
 
 LIMIT = 240.0  # seconds for one command
@@ -155,6 +157,6 @@ def make_user(home: Path, project: Path, api: MessagesApi, claude: Path, engine:
     environment = {**os.environ, "PATH": path, "ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": API_KEY}
     environment.pop("PYTHONPATH", None)
     project.mkdir(parents=True)
-    user = User(home, project, api, environment)
-    user.cli("init")
-    return user
+    shared_cache.known_versions(home)
+    scaffold(project)
+    return User(home, project, api, environment)

@@ -135,6 +135,7 @@ def test_a_bare_up_shows_what_the_agent_does(user: User) -> None:
     assert [text for text in ("turn 1: Bash echo step 1", "turn 2: Bash echo step 2") if text not in shown] == []
 
 
+@pytest.mark.slow
 def test_a_later_bare_up_shows_the_state_of_that_moment(user: User) -> None:
     """A bare `pulumi up` of a task that is not waited for shows the run as it is then, as does each later one."""
     user.task("job", json.dumps({"prompt": scenario("gate"), "wait": False}))

@@ -713,6 +713,7 @@ FORGED_LINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FORGED_LINES)
 def test_a_stream_with_lines_of_the_agents_own_proves_nothing(user: User, what: str) -> None:
     """An agent that writes events into its stream and kills the program has not succeeded, and smuggles nothing out."""

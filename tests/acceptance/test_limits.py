@@ -138,6 +138,7 @@ def test_no_first_event(user: User) -> None:
     assert user.api.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [scenario("idle"), scenario("hang", where="midstream")])
 def test_idle(user: User, words: str) -> None:
     """An agent whose model falls silent, after a tool call or in the middle of an answer, is ended with that reason."""

@@ -101,6 +101,7 @@ def test_work_that_lacks_its_secret_is_kept_with_the_way_out(user: User) -> None
     user.cli("destroy", "job", "--yes", TOKEN="canary-of-the-shell")
 
 
+@pytest.mark.slow
 def test_a_project_of_another_making_gets_no_salt_into_git(user: User) -> None:
     """In a project without a folder for its stacks' files the engine's own file neither hinders a run nor travels."""
     (user.project / "Pulumi.yaml").write_text("name: shop\nruntime: python\nmain: infra\n")
@@ -147,6 +148,7 @@ def _elsewhere(user: User, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_of_somebody_else_is_neither_lost_nor_ended(user: User) -> None:
     """A run on the local executor of another home is said to be there; nobody elsewhere ends it or calls it lost."""
     user.task("job", ENDLESS)

@@ -315,6 +315,7 @@ def test_an_mcp_server_of_the_task_is_used(listening: tuple[User, MessagesApi], 
     assert "canary-of-the-notes" not in (user.run_dir(outputs["run_id"]) / "mcp.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meanwhile", ["as it was", "renewed", "expired"])
 def test_the_hosts_own_login(listening: tuple[User, MessagesApi], meanwhile: str) -> None:
     """Where the user says so the agent asks with this machine's login, which shows nowhere; its work comes back.

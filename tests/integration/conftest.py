@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import projects
+import shared_cache
 from coding_agent import backend
 from runs import Target, target_in
 
@@ -17,6 +18,7 @@ from runs import Target, target_in
 @pytest.fixture
 def workplace(home: Path, tmp_path: Path, engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> projects.Workplace:
     """Return a project in a shell that `coding-agent env` was told to."""
+    shared_cache.known_versions(home)
     path = [str(Path(sys.executable).parent), str(engine_folder), os.environ["PATH"]]
     monkeypatch.setenv("PATH", os.pathsep.join(path))
     for name, value in backend.environment().items():

@@ -19,6 +19,7 @@ from fakes.messages_api import MessagesApi, scenario
 from fakes.scenarios import ESCAPES, names
 from waiting import until
 
+pytestmark = pytest.mark.slow  # what the other tests rely on; it changes with the fake alone
 TOOLS = "Bash,Edit,Write,Read,Agent"
 TESTS = Path(__file__).parents[1]
 

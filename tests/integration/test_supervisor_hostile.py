@@ -125,8 +125,8 @@ def test_nothing_is_written_into_what_is_put_in_the_folders_place(target: Target
     other = tmp_path / "private"
     other.mkdir()
     # Two heartbeats pass before the agent says so.
-    swap = f"cd ../..; mv $CODING_AGENT_RUN_ID moved; ln -s {other} $CODING_AGENT_RUN_ID; sleep 2.5; touch {other}/said\n"
-    target.start(f"{say(INIT)}{swap}{STAY}", heartbeat=1)
+    swap = f"cd ../..; mv $CODING_AGENT_RUN_ID moved; ln -s {other} $CODING_AGENT_RUN_ID\n"
+    target.start(f"{say(INIT)}{swap}sleep 2.5; touch {other}/said\n{STAY}", heartbeat=1)
 
     until((other / "said").exists)
 
