@@ -97,6 +97,7 @@ def test_the_command_line_says_the_same_of_all_tasks(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_command_line_says_the_same_of_executors_files(folder: Path, tmp_path: Path) -> None:
     """`coding-agent --config FILE validate` prints the problems of an executors file and ends with 2."""
     (folder / "tasks").rename(tmp_path / "elsewhere")

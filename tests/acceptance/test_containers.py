@@ -96,6 +96,7 @@ def test_defaults_of_limits(container_user: User, docker: Docker) -> None:
     user.cli("destroy", "job")
 
 
+@pytest.mark.slow
 def test_mounted_program_is_read_only(container_user: User) -> None:
     """The agent's program that is mounted into an image without one can't be changed from inside."""
     user = container_user
@@ -220,6 +221,7 @@ def test_network_of_its_own(container_user: User, docker: Docker, container_imag
     user.cli("destroy", "job")
 
 
+@pytest.mark.slow
 def test_existing_container_is_left_as_it_was(container_user: User, docker: Docker) -> None:
     """A container that exists is used and left: the same before and after, with no file or process of ours in it."""
     user = container_user
@@ -264,6 +266,7 @@ def test_image_built_from_a_dockerfile(container_user: User, docker: Docker) -> 
     assert f"coding-agent/{user.project.name}" not in docker("images", "--format", "{{.Repository}}")
 
 
+@pytest.mark.slow
 def test_mounted_folder_is_writable_for_its_owner(container_user: User, tmp_path: Path) -> None:
     """An agent with the uid and gid of a mounted folder's owner can write there, though the image has no such user."""
     user = container_user

@@ -75,6 +75,7 @@ def test_both_doors_make_the_same_stack(user: User) -> None:
     assert _stacks(user) == {"bare": False, "chosen": True}
 
 
+@pytest.mark.slow
 def test_each_door_destroys_what_the_other_made(user: User) -> None:
     """A stack made through one door is destroyed through the other, and its run is gone from the executor."""
     user.task("ours", "command: echo ours\n")

@@ -70,6 +70,7 @@ def test_kill_leaves_no_process(user: User, processes_with: Callable[[str], list
     assert user.outputs("job") == outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["coding-agent", "pulumi"])
 def test_destroy_leaves_no_process(user: User, door: str, processes_with: Callable[[str], list[int]]) -> None:
     """`destroy`, through either door, in the middle of a tool call leaves no process, no folder, and the work."""
@@ -102,6 +103,7 @@ def test_a_run_that_ends_by_itself_leaves_no_process(user: User, processes_with:
     assert outputs["status"] == "succeeded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "destroy"])
 def test_a_dead_supervisor_is_reported_and_its_run_can_be_ended(
     user: User, how: str, processes_with: Callable[[str], list[int]]

@@ -577,6 +577,7 @@ def test_a_workspace_made_to_mislead_does_no_harm(user: User, how: str) -> None:
     assert [each.name for each in private.iterdir()] == ["diary.txt"]
 
 
+@pytest.mark.slow
 def test_a_save_git_made_to_run_programs_runs_none(user: User, tmp_path: Path) -> None:
     """Programs that the agent configures in the git dir its work is saved with are not run."""
     marker = tmp_path / "evil"
@@ -601,6 +602,7 @@ git add -A; git commit -qm x; echo more >> README.md
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_repository_made_to_run_programs_runs_none(user: User, tmp_path: Path) -> None:
     """fsmonitor, textconv, hooks, filters and drivers in the agent's checkout and commits run nothing of ours."""
     marker = tmp_path / "evil"
@@ -616,6 +618,7 @@ def test_a_repository_made_to_run_programs_runs_none(user: User, tmp_path: Path)
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_escapes_in_what_an_agent_says_reach_no_terminal(user: User) -> None:
     """Terminal escapes and CI commands in tool calls, their output and the answer are harmless wherever text shows."""
     user.task("job", json.dumps({"prompt": scenario("escapes")}))
@@ -640,6 +643,7 @@ def test_escapes_in_what_an_agent_says_reach_no_terminal(user: User) -> None:
             _assert_harmless_text(text)
 
 
+@pytest.mark.slow
 def test_a_failure_full_of_escapes_reaches_no_terminal(user: User) -> None:
     """What a command that fails printed is harmless in `up`, in a bare `pulumi up` with its diagnostics, and after."""
     evil = "".join(f"\\x{byte:02x}" for byte in ESCAPES.encode())
@@ -659,6 +663,7 @@ def test_a_failure_full_of_escapes_reaches_no_terminal(user: User) -> None:
         _assert_harmless_text(done.stdout + done.stderr)
 
 
+@pytest.mark.slow
 def test_a_giant_line_holds_nothing_up(user: User) -> None:
     """A line of 40 MB without an end, made of what paths are made of, is shown and brought back in seconds."""
     slashes = "head -c 20000000 /dev/zero | tr '\\0' /"
@@ -675,6 +680,7 @@ def test_a_giant_line_holds_nothing_up(user: User) -> None:
         assert time.monotonic() - began < PATIENCE
 
 
+@pytest.mark.slow
 def test_a_log_made_endless_while_it_is_followed_ends(user: User) -> None:
     """A log that its command makes seem 50 GB long is followed to a limit, and the run's end is seen."""
     user.task("job", json.dumps({"command": "echo said; truncate -s 50G ../output.log; sleep 1; exit 4"}))

@@ -95,6 +95,7 @@ def test_max_turns_by_claudes_own_flag(user: User) -> None:
     assert "loop.txt" in _patch(outputs)
 
 
+@pytest.mark.slow
 def test_parallel_calls_and_subagents_are_not_turns(user: User) -> None:
     """Parallel tool calls are one turn and a subagent's calls none, so a limit of two is not touched."""
     _task(user, prompt=scenario("parallel", count=4), agent={"max_turns": 2}, limits=_limits())
@@ -157,6 +158,7 @@ def test_lingering_after_the_result(user: User) -> None:
     assert outputs["result"] == "The task runs in the background."
 
 
+@pytest.mark.slow
 def test_a_tool_killed_for_memory(user: User) -> None:
     """A tool's child that takes too much memory is killed; the agent goes on and succeeds, and the limit shows."""
     _task(user, prompt=scenario("memory", mb=1000, hold=60), limits=_limits(memory="700MB"))
@@ -171,6 +173,7 @@ def test_a_tool_killed_for_memory(user: User) -> None:
     assert exported["limit_hits"] == outputs["limit_hits"]
 
 
+@pytest.mark.slow
 def test_memory(user: User) -> None:
     """An agent that is over its memory even without its largest child is ended with that reason."""
     prompt = scenario("edit+memory", mb=800, hold=60, count=3)
@@ -184,6 +187,7 @@ def test_memory(user: User) -> None:
     assert outputs["branch"] == "coding-agent/job"
 
 
+@pytest.mark.slow
 def test_disk(user: User) -> None:
     """An agent that writes more than it may is ended with that reason; what it committed arrives."""
     _task(user, prompt=scenario("edit+disk", mb=120, hold=60), repo=".", limits=_limits(disk="100MB"))
@@ -196,6 +200,7 @@ def test_disk(user: User) -> None:
     assert user.git("show", "coding-agent/job:note.txt") == "the second line\n"
 
 
+@pytest.mark.slow
 def test_pids(user: User) -> None:
     """A run with more processes than it may have is ended with that reason."""
     _task(user, command="for i in {1..40}; do sleep 60 & done; wait", limits=_limits(pids=20))

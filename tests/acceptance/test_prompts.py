@@ -65,6 +65,7 @@ WAYS = [
 TEXTS = {"quotes_newlines_dollar_backticks_dashes_emoji_crlf": NASTY, "2_mb": LONG}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("give", WAYS)
 @pytest.mark.parametrize("kind", TEXTS)
 def test_the_model_receives_a_prompt_byte_for_byte(user: User, kind: str, give: Callable[[User, str], None]) -> None:

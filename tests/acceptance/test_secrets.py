@@ -157,6 +157,7 @@ def test_success_leaves_no_secret_anywhere(owner: User) -> None:
     assert _leaks(owner) == {}
 
 
+@pytest.mark.slow
 def test_failure_leaves_no_secret_anywhere(owner: User) -> None:
     """After a command that prints every secret in every form and fails, in a bare `pulumi up`, none is anywhere."""
     _task(owner, command=f"{PRINT_ALL}{PRINT_ALL} >&2\nexit 7\n", setup=[PRINT_ALL], artifacts=["*"])
@@ -277,6 +278,7 @@ def _ended(run_dir: Path) -> dict[str, Any]:
     return until(look)
 
 
+@pytest.mark.slow
 def test_errors_of_sources_show_no_secret(owner: User) -> None:
     """Sources that fail with a secret in hand are named, the value is not, through both doors; nothing starts."""
     vault = _vault(owner)
@@ -418,6 +420,7 @@ def test_a_key_that_was_changed_meanwhile_keeps_the_work_back(owner: User) -> No
     assert owner.git("show", "coding-agent/job:note.txt") == "the second line\n"
 
 
+@pytest.mark.slow
 def test_discard_gives_up_what_a_changed_key_keeps_back(owner: User) -> None:
     """`destroy --discard` removes a run whose work can't be checked for its secret, and lands nothing."""
     _task(owner, command="echo done > done.txt", repo=".")

@@ -74,6 +74,7 @@ def test_relative_paths_mean_the_shells_folder(user: User) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_came_back_outlives_its_secret(user: User) -> None:
     """`destroy` in a shell that lacks the secret keeps what was brought back while it was there."""
     config = user.home / ".config" / "openclaw" / "coding-agent.yaml"
@@ -86,6 +87,7 @@ def test_what_came_back_outlives_its_secret(user: User) -> None:
     assert user.outputs("job")["log_tail"] == "important\n"
 
 
+@pytest.mark.slow
 def test_work_that_lacks_its_secret_is_kept_with_the_way_out(user: User) -> None:
     """`destroy` of a run whose secret can't be read removes nothing and says which one to make readable."""
     config = user.home / ".config" / "openclaw" / "coding-agent.yaml"
@@ -120,6 +122,7 @@ def test_a_project_of_another_making_gets_no_salt_into_git(user: User) -> None:
     assert user.git("status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["destroy", "preview"])
 def test_no_salt_is_left_without_a_stack(user: User, verb: str) -> None:
     """Of a task that is not its stack's usual one nothing is left but the name of its file."""
@@ -167,6 +170,7 @@ def test_a_run_of_somebody_else_is_neither_lost_nor_ended(user: User) -> None:
     assert user.outputs("job")["status"] == "killed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["destroy", "another task"])
 def test_who_follows_a_run_sees_its_true_end(user: User, ending: str) -> None:
     """An `up` that follows a run which another shell ends says how it ended, and what is known of it stays true."""

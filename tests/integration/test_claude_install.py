@@ -11,6 +11,7 @@ import pytest
 from coding_agent import claude
 
 
+@pytest.mark.slow
 def test_the_pinned_version_comes_from_npm(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real npm installs the real program at the pinned version, checked, with progress in MB, and only once."""
     folders = [f for f in os.environ["PATH"].split(os.pathsep) if not (Path(f) / "claude").exists()]

@@ -238,6 +238,7 @@ def on_terminal(*arguments: str, cwd: Path, answer: str = "") -> tuple[int, str]
     return process.wait(LIMIT), shown.decode()
 
 
+@pytest.mark.slow
 def test_up_again_adopts_and_rerun_repeats(project: Path, removing: list[str]) -> None:
     """`up` of an unchanged task shows the run that is there; with --rerun there is a new one."""
     removing.append("once")

@@ -85,6 +85,7 @@ def test_a_run_that_fails_meanwhile_fails_the_next_bare_update(workplace: Workpl
     assert workplace.outputs()["exit_code"] == 4
 
 
+@pytest.mark.slow
 def test_a_changed_task_is_replaced_by_a_bare_update(workplace: Workplace) -> None:
     """A bare update of a changed task ends the run before it starts the other."""
     workplace.task(command="while :; do sleep 1; done", wait=False)
@@ -179,6 +180,7 @@ def test_the_plugin_started_by_hand_says_what_it_is() -> None:
     assert done.stderr == "this program is started by the Pulumi engine, with its address\n"
 
 
+@pytest.mark.slow
 def test_a_refusal_is_said_in_the_bare_update(workplace: Workplace) -> None:
     """What keeps a run from starting is shown with its next step, and leaves a stack that can be updated again."""
     workplace.task(secrets=["TOKEN"])
@@ -193,6 +195,7 @@ def test_a_refusal_is_said_in_the_bare_update(workplace: Workplace) -> None:
     assert workplace.starts == 1
 
 
+@pytest.mark.slow
 def test_an_invalid_task_is_said_in_the_bare_update_and_changes_nothing(workplace: Workplace) -> None:
     """A task file that became invalid fails a bare update with file and line, and the run stays as it is."""
     path = workplace.task()

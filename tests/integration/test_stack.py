@@ -91,6 +91,7 @@ def test_a_second_up_changes_nothing(workplace: Workplace) -> None:
     assert _same(workplace)
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_no_failure_of_the_update_through_our_door(workplace: Workplace) -> None:
     """Our door returns the outputs of a failed run; whether that is an error is its caller's to say."""
     workplace.task(command="exit 3")
@@ -142,6 +143,7 @@ def test_destroy_leaves_nothing_and_up_runs_again(workplace: Workplace, home: Pa
     workplace.stack().destroy(discard=True, say=workplace.said.append)
 
 
+@pytest.mark.slow
 def test_destroy_keeps_what_somebody_configured(workplace: Workplace) -> None:
     """A stack's file that names a task of another name outlives the stack."""
     other = workplace.task("other")
@@ -206,6 +208,7 @@ def test_a_change_of_what_is_said_about_a_run_does_nothing(workplace: Workplace)
     assert workplace.starts == 1
 
 
+@pytest.mark.slow
 def test_a_secrets_other_value_does_nothing(workplace: Workplace, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Another value of a secret is no reason to run a task again."""
     config = home / ".config" / "openclaw" / "coding-agent.yaml"
@@ -221,6 +224,7 @@ def test_a_secrets_other_value_does_nothing(workplace: Workplace, monkeypatch: p
     assert workplace.up()["run_id"] == first["run_id"]
 
 
+@pytest.mark.slow
 def test_a_repository_that_moved_on_does_nothing(workplace: Workplace) -> None:
     """A new commit in the repository that `repo: .` names is no reason to run a task again."""
     workplace.task(repo=".", uncommitted="ignore")
@@ -281,6 +285,7 @@ def lifecycle_end(run_id: str) -> None:
     records.save(record)
 
 
+@pytest.mark.slow
 def test_an_ended_run_stands_though_its_target_is_gone(workplace: Workplace, home: Path) -> None:
     """A run that ended and was collected keeps its results when its folder is removed from the target."""
     workplace.task(command="echo done")

@@ -420,6 +420,7 @@ def fields_of(definition: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [schema.TASK, schema.EXECUTORS])
 def test_any_values_give_a_result_or_problems(name: str, project: Path) -> None:
     """Whatever the values of the known fields are, reading gives a result or `InvalidFile`, and nothing else."""
