@@ -143,6 +143,34 @@ def _end_with_engine(address: str) -> None:
     threading.Thread(target=wait, daemon=True, name="engine watch").start()
 
 
+def end_program_with_engine() -> None:
+    """End this program when the language host that started it, or its engine, has ended: killed, they can't say so.
+
+    The program would wait for ever for answers, and the language host looks for its engine every five minutes.
+    """
+    host = os.getppid()
+    watch = select.poll()
+    for pid in (host, _parent_of(host)):
+        with contextlib.suppress(OSError):
+            watch.register(os.pidfd_open(pid), select.POLLIN)
+
+    def wait() -> None:
+        watch.poll()
+        if os.getppid() == host:  # it is the engine that has ended
+            with contextlib.suppress(OSError):
+                os.kill(host, signal.SIGTERM)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="engine watch").start()
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
 def _end_other_plugins(address: str) -> None:
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):

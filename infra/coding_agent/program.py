@@ -17,7 +17,7 @@ import pulumi
 from coding_agent import executors
 from coding_agent.errors import NotFound
 from coding_agent.executors.declared import Wanted
-from coding_agent.plugin import one_line
+from coding_agent.plugin import end_program_with_engine, one_line
 from coding_agent.run import Outputs, State
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def main() -> None:
     """Run the program for `pulumi up`: errors become lines, a failed run fails the update and keeps its outputs."""
     # Ctrl-C reaches us too; the engine ends the update in order, and there is no traceback to show for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_program_with_engine()
     try:
         declared = run(Path(pulumi.runtime.get_root_directory()), pulumi.get_stack())
     except Exception as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ class Dockerd:
     folder: Path
     programs: Path | None = None  # a folder of programs that it finds before all others
     process: subprocess.Popen[bytes] | None = None
+    # Its sockets': their paths may have 104 characters.
+    sockets: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dockerd-", dir="/tmp")))
     # Without one of its own it would take that of the machine's dockerd away.
     bridge: str = field(default_factory=lambda: f"ca{secrets.token_hex(5)}")
     docker: Docker = field(init=False)
@@ -36,7 +40,7 @@ class Dockerd:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"unix://{self.folder}/docker.sock"
+        return f"unix://{self.sockets}/docker.sock"
 
     @property
     def volumes(self) -> Path:
@@ -46,12 +50,12 @@ class Dockerd:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         # One that was killed leaves its pid and its containerd's, which may be somebody else's by now, or a zombie's.
-        for left in ("pid", "exec/containerd/containerd.pid"):
-            (self.folder / left).unlink(missing_ok=True)
+        for left in (self.folder / "pid", self.sockets / "exec" / "containerd" / "containerd.pid"):
+            left.unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *("dockerd", "--data-root", str(self.folder / "data"), "--exec-root", str(self.folder / "exec")),
+                    *("dockerd", "--data-root", str(self.folder / "data"), "--exec-root", str(self.sockets / "exec")),
                     *("--pidfile", str(self.folder / "pid"), "--host", self.url, "--group", str(os.getgid())),
                     *(f"--bridge={self.bridge}", "--iptables=false", "--ip6tables=false", "--log-level=warn"),
                 ],
@@ -71,7 +75,7 @@ class Dockerd:
     def kill(self) -> None:
         """Kill it, and the containerd that it started: its containers go on until it is started again."""
         self._end(signal.SIGKILL)
-        for pid in processes_with_text(f"{self.folder}/exec/containerd/containerd.toml"):
+        for pid in processes_with_text(f"{self.sockets}/exec/containerd/containerd.toml"):
             os.kill(pid, signal.SIGKILL)
 
     def _end(self, number: signal.Signals) -> None:
@@ -108,7 +112,9 @@ def dockerd(folder: Path, *, programs: Path | None = None) -> Iterator[Dockerd]:
             engine.docker("rm", "-f", "-v", *left)
         engine.stop()
         _ip("link", "delete", engine.bridge)
-        _unmount(folder)
+        for each in (folder, engine.sockets):
+            _unmount(each)
+        shutil.rmtree(engine.sockets, ignore_errors=True)
 
 
 def _ip(*arguments: str) -> None:
