@@ -8,7 +8,7 @@ import sys
 
 def main() -> int:
     """Serve the engine that started this program; return the exit code."""
-    # What is loaded stays. Looking through it for garbage while it is loaded takes a sixth of the time until the engine
+    # What is loaded stays. Looking through it for garbage while it is loaded takes a third of the time until the engine
     # has its first answer.
     gc.disable()
     from coding_agent.plugin import serve

@@ -23,7 +23,7 @@ OUTPUT_CLOSED = 141  # as a shell reports a program ended by SIGPIPE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no exception leaves here, so no traceback reaches the user."""
     # A command loads what it needs, and all of that stays: looking through it for garbage while it is loaded would take
-    # a sixth of the time.
+    # a third of the time.
     gc.set_threshold(GARBAGE, 20, 20)
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
