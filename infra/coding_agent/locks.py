@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from coding_agent import processes
 from coding_agent.errors import StackLocked
 
 CONTROLLER = "CODING_AGENT_CONTROLLER"  # in the engine's environment: pid and start (in ticks) of who started it
@@ -106,12 +107,8 @@ def _controller_gone(pid: int) -> bool:
 
 def _start_ticks(pid: int) -> int | None:
     """Return when a process started, in clock ticks since the machine did; None where it is gone or a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    rest = stat.rpartition(")")[2].split()
-    return None if rest[0] in "ZX" else int(rest[19])
+    found = processes.stat(pid)
+    return None if found is None or found[processes.STATE] in "ZX" else int(found[processes.START])
 
 
 def _started(pid: int) -> float | None:

@@ -10,11 +10,11 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coding_agent import errors
+from coding_agent import errors, processes
 from coding_agent.errors import CodingAgentError
 
 if TYPE_CHECKING:
@@ -130,17 +130,12 @@ def _end_with_engine(address: str) -> None:
     as one has a gap: the parent's pidfd (not if the engine was gone before it was opened), and the pipe that our port
     goes through, which only the engine reads.
     """
-    watch = select.poll()
-    watch.register(sys.stdout.fileno(), 0)  # 0: only POLLERR, which a pipe without a reader has
-    with contextlib.suppress(OSError):
-        watch.register(os.pidfd_open(os.getppid()), select.POLLIN)
 
-    def wait() -> None:
-        watch.poll()
+    def end() -> None:
         _end_other_plugins(address)
         os._exit(0)
 
-    threading.Thread(target=wait, daemon=True, name="engine watch").start()
+    _when_gone([os.getppid()], end, pipe=sys.stdout.fileno())
 
 
 def end_program_with_engine() -> None:
@@ -149,26 +144,31 @@ def end_program_with_engine() -> None:
     The program would wait for ever for answers, and the language host looks for its engine every five minutes.
     """
     host = os.getppid()
-    watch = select.poll()
-    for pid in (host, _parent_of(host)):
-        with contextlib.suppress(OSError):
-            watch.register(os.pidfd_open(pid), select.POLLIN)
+    found = processes.stat(host)
 
-    def wait() -> None:
-        watch.poll()
+    def end() -> None:
         if os.getppid() == host:  # it is the engine that has ended
             with contextlib.suppress(OSError):
                 os.kill(host, signal.SIGTERM)
         os._exit(1)
 
+    _when_gone([host, *([int(found[processes.PARENT])] if found else [])], end)
+
+
+def _when_gone(pids: Sequence[int], then: Callable[[], None], *, pipe: int | None = None) -> None:
+    """Call `then`, in a thread of its own, once one of the processes has ended or nobody reads the pipe any more."""
+    watch = select.poll()
+    if pipe is not None:
+        watch.register(pipe, 0)  # 0: only POLLERR, which a pipe without a reader has
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            watch.register(os.pidfd_open(pid), select.POLLIN)
+
+    def wait() -> None:
+        watch.poll()
+        then()
+
     threading.Thread(target=wait, daemon=True, name="engine watch").start()
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return -1
 
 
 def _end_other_plugins(address: str) -> None:

@@ -67,6 +67,7 @@ read_secrets() {
 write_meta() {
   local reason=null detail session task state
   local NOW NOW_EXACT # the loop's own time is taken by keep_time alone: a jump must not be met half-way
+  in_place || return 0
   look_at_meta
   [[ $REASON ]] && json_string reason "$REASON"
   json_string detail "$DETAIL"
@@ -82,7 +83,6 @@ write_meta() {
   state+="\"unsaved\":$UNSAVED,\"heartbeat\":$NOW_EXACT,\"base\":\"$BASE_SHA\",\"head\":\"$HEAD_SHA\","
   state+="\"limit_hits\":[${LIMIT_HITS%,}],\"notices\":[${NOTICES%,}]}"
   room_to_fork || return 0 # rename is a process
-  in_place || return 0
   # In one piece: after several writes only the last one's failure would be seen.
   clear_way "$RUN/.meta.json.tmp" "$RUN/.meta.json"
   printf '%s\n' "$state" >"$RUN/.meta.json.tmp" && mv -f -- "$RUN/.meta.json.tmp" "$RUN/.meta.json" && WRITTEN=$state
@@ -95,7 +95,7 @@ in_place() { [[ ! -L $RUN && $RUN -ef . ]]; }
 # look_at_meta: notice where the state is not the one that was written.
 look_at_meta() {
   local there=
-  [[ $WRITTEN && ! $FORGED ]] && in_place || return 0
+  [[ $WRITTEN && ! $FORGED ]] || return 0
   plain "$RUN/.meta.json" && IFS= read -r -d '' -n 70000 there <"$RUN/.meta.json"
   [[ $there == "$WRITTEN"$'\n' ]] && return 0
   FORGED=yes
