@@ -29,44 +29,48 @@ def version(name: str) -> str:
     return str(said["version"])
 
 
-def find(name: str) -> str | None:
-    """Return where the plugin is: on PATH, or in the folder where the engine keeps them; None where it is not."""
+def find(name: str, wanted: str | None = None) -> str | None:
+    """Return where the plugin is: on PATH, or in the folder where the engine keeps them; None where it is not.
+
+    The version `wanted` is by default the one that goes with the installed library.
+    """
     on_path = shutil.which(f"pulumi-resource-{name}")
     if on_path:
         return on_path
-    folder = _folder() / f"resource-{name}-v{version(name)}"
+    folder = _folder() / f"resource-{name}-v{wanted or version(name)}"
     # The engine marks an installation that is not finished.
     whole = (folder / f"pulumi-resource-{name}").is_file() and not folder.with_name(f"{folder.name}.partial").exists()
     return str(folder) if whole else None
 
 
-def find_or_install(name: str, progress: Progress) -> str:
+def find_or_install(name: str, progress: Progress, wanted: str | None = None) -> str:
     """Return where the plugin is; get it where it is not. Raises `PluginMissing` with the reason of every step."""
-    found = find(name)
+    wanted = wanted or version(name)
+    found = find(name, wanted)
     if found:
         return found
     with lock(f"plugin-{name}", progress):
-        found = find(name)  # whoever held the lock may have installed it meanwhile
+        found = find(name, wanted)  # whoever held the lock may have installed it meanwhile
         if found:
             return found
         command = engine.find_or_install(progress).command
-        mirror, reason = _mirrored(name)
+        mirror, reason = _mirrored(_archive(name, wanted))
         failures = [f"PATH: no pulumi-resource-{name} there", f"cache: not in {_folder()}"]
         if mirror is None:
             failures.append(f"mirror: {reason}")
         for way, arguments in (("mirror", ["--file", str(mirror)] if mirror else None), ("download", [])):
             if arguments is None:
                 continue
-            progress(f"installing the engine's plugin {name} {version(name)} ({way})")
-            failure = _install(command, name, arguments)
-            found = find(name)
+            progress(f"installing the engine's plugin {name} {wanted} ({way})")
+            failure = _install(command, name, wanted, arguments)
+            found = find(name, wanted)
             if failure is None and found:
                 return found
             failures.append(f"{way}: {failure or 'it is not there afterwards'}")
     raise PluginMissing(
-        f"no plugin {name} {version(name)} for the engine: " + "".join(f"\n  {each}" for each in failures),
-        next_step=f"`pulumi plugin install resource {name} {version(name)}`, or set {MIRROR} to a folder that holds "
-        f"{_archive(name)} and its SHA256SUMS",
+        f"no plugin {name} {wanted} for the engine: " + "".join(f"\n  {each}" for each in failures),
+        next_step=f"`pulumi plugin install resource {name} {wanted}`, or set {MIRROR} to a folder that holds "
+        f"{_archive(name, wanted)} and its SHA256SUMS",
     )
 
 
@@ -74,19 +78,19 @@ def _folder() -> Path:
     return engine_home() / "plugins"
 
 
-def _archive(name: str) -> str:
+def _archive(name: str, wanted: str) -> str:
     system = os.uname()
     machine = system.machine.lower()
     kind = f"{system.sysname.lower()}-{_ARCHITECTURES.get(machine, machine)}"
-    return f"pulumi-resource-{name}-v{version(name)}-{kind}.tar.gz"
+    return f"pulumi-resource-{name}-v{wanted}-{kind}.tar.gz"
 
 
 def _mirrored(name: str) -> tuple[Path | None, str]:
-    """Return the plugin's archive in the folder that $CODING_AGENT_PULUMI_MIRROR names, or why there is none."""
+    """Return the archive of that name in the folder that $CODING_AGENT_PULUMI_MIRROR names, or why there is none."""
     folder = os.environ.get(MIRROR)
     if not folder:
         return None, f"{MIRROR} is not set"
-    archive = Path(folder).expanduser() / _archive(name)
+    archive = Path(folder).expanduser() / name
     if not archive.is_file():
         return None, f"{archive} does not exist"
     try:
@@ -99,9 +103,9 @@ def _mirrored(name: str) -> tuple[Path | None, str]:
     return archive, ""
 
 
-def _install(command: Path, name: str, arguments: list[str]) -> str | None:
+def _install(command: Path, name: str, wanted: str, arguments: list[str]) -> str | None:
     """Let the engine install the plugin; return why it did not."""
-    argv = [str(command), "plugin", "install", "resource", name, version(name), "--non-interactive", *arguments]
+    argv = [str(command), "plugin", "install", "resource", name, wanted, "--non-interactive", *arguments]
     added = {"PULUMI_SKIP_UPDATE_CHECK": "true"}
     try:
         done = subprocess.run(

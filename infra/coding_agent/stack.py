@@ -21,7 +21,7 @@ from pulumi.automation import CommandResult
 from pulumi.automation import errors as failures
 from pulumi.runtime.rpc import UNKNOWN
 
-from coding_agent import backend, engine, executors, locks, paths, plugin, program, records
+from coding_agent import backend, engine, executors, locks, paths, plugin, plugins, program, records
 from coding_agent.command import Call, Command
 from coding_agent.errors import EngineFailed, NotFound
 from coding_agent.inprocess import serving
@@ -33,8 +33,8 @@ Result = TypeVar("Result")
 _TAG = re.compile(r"<\{%.*?%\}>")  # the engine's markup for colours
 _SALT = re.compile(rb"(?m)^encryptionsalt:.*\n?")
 _PENDING = "pending operations from previous deployment"  # the engine's advice about them is not for us
-# What works on a state alone needs plugins that no program asks for; the stack may have been made elsewhere.
-_WITH_PLUGINS = {backend.NO_DOWNLOADS: "false"}
+# Only we get plugins; what works on a state alone may need some that no program asks for, in the state's versions.
+_LACKED_PLUGIN = re.compile(r"no resource plugin 'pulumi-resource-([\w-]+)' found .* at version v([\w.+-]+)")
 _ATTEMPTS = 3  # how often a stack's lock is taken over before it is reported
 
 
@@ -151,7 +151,7 @@ class Stack:
         self._reach_targets()
         # Not with --target, which the engine (3.259) answers by forgetting what the run depends on.
         arguments = ("refresh", "--yes", "--skip-preview", "--run-program=true")
-        self._guarded(heard, lambda: self._update(heard, _WITH_PLUGINS, *arguments))
+        self._guarded(heard, lambda: self._update(heard, {}, *arguments))
         return self._seen(heard)
 
     def destroy(self, *, discard: bool, say: Say) -> None:
@@ -159,7 +159,7 @@ class Stack:
         heard = self._listen(say)
         self._reach_targets()
         before = _content(self.project.stack_file(self.name))
-        variables = {plugin.DISCARD: "1" if discard else "", **_WITH_PLUGINS}
+        variables = {plugin.DISCARD: "1" if discard else ""}
         self._guarded(heard, lambda: self._update(heard, variables, "destroy", "--yes", "--skip-preview", "--remove"))
         self._tidy(before)
 
@@ -207,15 +207,27 @@ class Stack:
         return any((stacks / f"{self.name}.json{suffix}").exists() for suffix in ("", ".gz"))
 
     def _guarded(self, heard: _Heard, operate: Callable[[], Result]) -> Result:
-        """Operate; a lock of a dead owner is taken over, and what the engine complains of becomes an error of ours."""
-        for _ in range(_ATTEMPTS):
+        """Operate, and turn what the engine complains of into an error of ours.
+
+        A lock of a dead owner is taken over, and plugins that the engine lacks are got.
+        """
+        got: set[tuple[str, str]] = set()
+        locked = 0
+        while locked < _ATTEMPTS:
             try:
                 return operate()
             except failures.ConcurrentUpdateError as error:
                 locks.give_way(str(error), self.name, heard.say)
+                locked += 1
                 heard.errors.clear()
             except failures.CommandError as error:
-                raise self._failure(heard, error) from error
+                lacked = set(_LACKED_PLUGIN.findall("\n".join(heard.errors))) - got
+                if not lacked:
+                    raise self._failure(heard, error) from error
+                for name, version in lacked:
+                    plugins.find_or_install(name, heard.say, version)
+                got |= lacked
+                heard.errors.clear()
         raise EngineFailed(f"stack {self.name} is locked again and again", next_step="see what else works on it")
 
     def _failure(self, heard: _Heard, error: failures.CommandError) -> BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,40 +81,67 @@ def test_image_without_bash(container_user: User, docker: Docker) -> None:
 
 
 def test_image_that_no_claude_runs_in(container_user: User, docker: Docker) -> None:
-    """An image with neither Claude Code nor a C library for it is refused for an agent, and fit for a command."""
+    """An image with neither Claude Code nor a C library for it is refused for an agent, before anything is made."""
     user = container_user
-    # Only the name that is looked for is gone: what runs in the image needs its libraries.
-    image = docker.build("ENV LD_LIBRARY_PATH=/x", "RUN mv /usr/bin/git /usr/bin/tig")
+    image = docker.build("RUN rm -f /usr/lib64/ld-linux-x86-64.so.2 /usr/lib/ld-linux-aarch64.so.1")
+    try:
+        _box(user, image=image)
+        user.job(prompt=scenario("text"), executor="box")
+        said = _refused(user, "up", "job")
+        assert (
+            f"the image {image} has neither Claude Code nor a C library for it (glibc or musl, x86-64 or ARM)" in said
+        )
+        assert "use an image of a usual Linux distribution" in said
+        assert docker.left(user.project) == []
+    finally:
+        docker.remove([image])
+
+
+def test_image_without_git(container_user: User, docker: Docker) -> None:
+    """An image without git is refused for a task with a repository."""
+    user = container_user
+    image = docker.build("RUN mv /usr/bin/git /usr/bin/tig")
     try:
         _box(user, image=image)
         user.job(prompt=scenario("text"), repo=".", executor="box")
         user.commit_all()
-        said = _refused(user, "up", "job")
-        assert "executor box lacks git" in said
+        assert "executor box lacks git" in _refused(user, "up", "job")
     finally:
         docker.remove([image])
 
 
 @pytest.mark.slow
 def test_plugin_that_is_missing(container_user: User, docker: Docker) -> None:
-    """Without the engine's plugin every way to it is tried, and named with its reason; local tasks need none."""
+    """Without the engine's plugin every way to it is tried, and named with its reason; local tasks need none.
+
+    So it is for `destroy`, of what was made where the plugin was.
+    """
     user = container_user
-    (user.home / ".pulumi" / "plugins").unlink()
+    kept = user.home / ".pulumi" / "plugins"
+    kept.unlink()
     nowhere: dict[str, Any] = {
         "CODING_AGENT_PULUMI_MIRROR": str(user.home / "no-mirror"),
         "https_proxy": "http://127.0.0.1:1",
     }
     user.job(command="true", executor="box")
-    said = _refused(user, "up", "job", **nowhere)
-    assert "no plugin docker 5.1.0 for the engine" in said
-    for way in ("PATH: ", "cache: ", "mirror: ", "download: "):
-        assert way in said
-    assert "pulumi plugin install resource docker 5.1.0" in said
+
+    def lacks(verb: str) -> None:
+        said = _refused(user, verb, "job", **nowhere)
+        assert "no plugin docker 5.1.0 for the engine" in said
+        for way in ("PATH: ", "cache: ", "mirror: ", "download: "):
+            assert way in said
+        assert "pulumi plugin install resource docker 5.1.0" in said
+
+    lacks("up")
     user.job("here", command="true", executor="local")
     user.cli("up", "here", **nowhere)
     user.cli("destroy", "here")
     user.cli("up", "job")
-    user.cli("destroy", "job")
+    shutil.rmtree(kept)
+    lacks("destroy")
+    assert docker.left(user.project) != []
+    assert "installing the engine's plugin docker 5.1.0 (mirror)" in user.cli("destroy", "job").stdout
+    assert docker.left(user.project) == []
 
 
 def test_existing_container_that_is_not_there(container_user: User, docker: Docker) -> None:

@@ -55,24 +55,25 @@ def local(engine: Engine, name: str) -> str | None:
 
 def pull(engine: Engine, name: str, say: Callable[[str], None]) -> str:
     """Get an image from its registry and return its id. Raises `ExecutorUnavailable` with the registry's reason."""
-    say(f"pulling the image {name}")
+    doing = f"pulling the image {name}"
+    say(doing)
     repository, tag = parse_repository_tag(name)
     layers: dict[str, int] = {}
     said = 0
     try:
-        with answering(engine.url, f"pulling the image {name}"):
+        with answering(engine.url, doing):
             for line in engine.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
                 if "error" in line:
                     raise _no_image(name, str(line["error"]))
                 layers[str(line.get("id"))] = int((line.get("progressDetail") or {}).get("current") or 0)
                 if sum(layers.values()) - said >= PULL_SAY_EVERY:
                     said = sum(layers.values())
-                    say(f"pulling the image {name}: {said / 1e6:.0f} MB")
+                    say(f"{doing}: {said / 1e6:.0f} MB")
     except NotFound as error:
         raise _no_image(name, str(error.explanation)) from error
     except ConnectionBroken as error:
         # That the engine answers is known: it is the registry that does not.
-        raise _no_image(name, error.message) from error
+        raise _no_image(name, error.message.removeprefix(f"{doing}: ")) from error
     found = local(engine, name)
     if found is None:
         raise _no_image(name, "it was pulled, and is not there")
