@@ -65,7 +65,9 @@ def start(
         if known is not None:
             _release(known)
             if known.removed and known.outputs.started_at:
-                records.set_aside(known)
+                aside = records.set_aside(known)
+                ended = known.outputs.status.value + (f" ({known.outputs.reason})" if known.outputs.reason else "")
+                say(f"run {run_id} is {ended} and went with its target: kept as {aside.run_id}, another is started")
         with launch.prepared(task, run_id, executor, spec, settings, say) as prepared:
             record = _new(task, run_id, project, stack, spec, executor)
             marks = {name: outcome.mark(run_id, value) for name, value in prepared.secrets.items()}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -182,14 +183,12 @@ def forget(run_id: str) -> None:
     shutil.rmtree(folder(run_id), ignore_errors=True)
 
 
-def set_aside(record: Record) -> None:
+def set_aside(record: Record) -> Record:
     """Keep what is known of a run that went with its target, under another id: its own is about to be used again."""
-    for number in range(1, 1000):
-        aside = replace(record, run_id=f"{record.run_id}.{number}")
-        if not aside.folder.exists():
-            record.folder.rename(aside.folder)
-            save(aside)
-            return
+    free = (replace(record, run_id=f"{record.run_id}.{number}") for number in itertools.count(1))
+    aside = next(each for each in free if not each.folder.exists())
+    record.folder.rename(aside.folder)
+    return save(aside)
 
 
 def now() -> float:

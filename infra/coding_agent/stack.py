@@ -35,6 +35,11 @@ _SALT = re.compile(rb"(?m)^encryptionsalt:.*\n?")
 _PENDING = "pending operations from previous deployment"  # the engine's advice about them is not for us
 # Only we get plugins; what works on a state alone may need some that no program asks for, in the state's versions.
 _LACKED_PLUGIN = re.compile(r"no resource plugin 'pulumi-resource-([\w-]+)' found .* at version v([\w.+-]+)")
+_IN_USE = "last state: 'in_use'"  # how pulumi-docker says that it waited for a volume in vain
+_VOLUME_USED = (
+    "remove the container that still uses the volume (`docker ps --all --format '{{.Names}}: {{.Mounts}}'` shows "
+    "it), then repeat"
+)
 _ATTEMPTS = 3  # how often a stack's lock is taken over before it is reported
 
 
@@ -239,7 +244,10 @@ class Stack:
         said = str(error)
         if "update canceled" in said or ("canceled" in said and not heard.errors):
             return KeyboardInterrupt()
-        return EngineFailed("\n".join(dict.fromkeys(heard.errors)) or said.partition("stderr:")[2].strip() or said)
+        # The plugin says what the engine repeats with the resource's name, and the engine that it has failed.
+        errors = [each for each in heard.errors if not each.startswith("sdk-v2/") and each != "update failed"]
+        text = "\n".join(dict.fromkeys(errors or heard.errors)) or said.partition("stderr:")[2].strip() or said
+        return EngineFailed(text, next_step=_VOLUME_USED if _IN_USE in text else None)
 
     def _unmake(self) -> None:
         """Remove the stack that was made for a preview, unless somebody has begun to use it."""

@@ -190,7 +190,8 @@ def test_destroy_when_a_volume_is_in_use(container_user: User, docker: Docker) -
     user.cli("up", "job")
     with docker.running("-v", "coding-agent-test-used:/x"):
         done = user.cli("destroy", "job", code=3)
-        assert "in_use" in done.stdout + done.stderr or "in use" in done.stdout + done.stderr
+        assert "in_use" in done.stderr
+        assert "next: remove the container that still uses the volume" in done.stderr
         assert docker.of_project(user.project, "volumes") == ["coding-agent-test-used"]
     user.cli("destroy", "job")
     assert docker.left(user.project) == []

@@ -301,7 +301,8 @@ def test_lost_container_is_reported_and_replaced_when_asked(container_user: User
     assert "lost" in shown
     assert "precious" in Path(outputs["patch"]).read_text()
 
-    user.cli("up", "job", "--refresh", "--detach")
+    said = user.cli("up", "job", "--refresh", "--detach").stdout
+    assert f"run {first} is lost (target_gone) and went with its target: kept as {first}.1, another is started" in said
     again = user.outputs("job")
     assert again["status"] == "running"
     assert again["run_id"] == first
