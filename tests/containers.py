@@ -88,6 +88,15 @@ class Docker:
         return name
 
     @contextlib.contextmanager
+    def built(self, *lines: str) -> Iterator[str]:
+        """Build an image of a test's own; it is removed with the block."""
+        image = self.build(*lines)
+        try:
+            yield image
+        finally:
+            self.remove([image])
+
+    @contextlib.contextmanager
     def running(self, *options: str, image: str = BASE) -> Iterator[str]:
         """Run a container of a test's own, that waits; it is removed with the block."""
         name = f"test-{secrets.token_hex(6)}"

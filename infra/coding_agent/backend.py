@@ -25,12 +25,11 @@ PROVIDER = "pulumi-resource-coding-agent"
 PROJECT_FILES = ("Pulumi.yaml", "Pulumi.yml", "Pulumi.json")
 _PASSPHRASE = "PULUMI_CONFIG_PASSPHRASE"  # noqa: S105 - a variable's name
 _PASSPHRASE_FILE = "PULUMI_CONFIG_PASSPHRASE_FILE"  # noqa: S105
-NO_DOWNLOADS = "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"
 _SWITCHES = {
     "PULUMI_SKIP_UPDATE_CHECK": "true",
     # A bare `pulumi up` fetches a plugin for every provider's library that is installed, ours included, whether the
     # stack has anything of it or not. The program finds those that the stack needs by itself.
-    NO_DOWNLOADS: "true",
+    "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
     # A checkout without the stack's file (it holds an encryption salt and is kept out of git) still opens the stack.
     "PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER": "true",
     # The engine and its plugins talk over loopback; Python's gRPC would ask a proxy for that.

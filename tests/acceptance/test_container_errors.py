@@ -66,8 +66,7 @@ def test_image_that_does_not_exist(container_user: User, docker: Docker) -> None
 def test_image_without_bash(container_user: User, docker: Docker) -> None:
     """An image without bash is refused with everything that it lacks, and what to do about it."""
     user = container_user
-    image = docker.build("RUN rm /usr/bin/bash /usr/bin/flock")
-    try:
+    with docker.built("RUN rm /usr/bin/bash /usr/bin/flock") as image:
         _box(user, image=image)
         user.job(command="true", executor="box")
         for verb in ("preview", "up"):
@@ -76,15 +75,12 @@ def test_image_without_bash(container_user: User, docker: Docker) -> None:
             assert "apt-get install bash util-linux" in said
             assert "coding-agent image build" in said
         assert docker.left(user.project) == []
-    finally:
-        docker.remove([image])
 
 
 def test_image_that_no_claude_runs_in(container_user: User, docker: Docker) -> None:
     """An image with neither Claude Code nor a C library for it is refused for an agent, before anything is made."""
     user = container_user
-    image = docker.build("RUN rm -f /usr/lib64/ld-linux-x86-64.so.2 /usr/lib/ld-linux-aarch64.so.1")
-    try:
+    with docker.built("RUN rm -f /usr/lib64/ld-linux-x86-64.so.2 /usr/lib/ld-linux-aarch64.so.1") as image:
         _box(user, image=image)
         user.job(prompt=scenario("text"), executor="box")
         said = _refused(user, "up", "job")
@@ -93,21 +89,16 @@ def test_image_that_no_claude_runs_in(container_user: User, docker: Docker) -> N
         )
         assert "use an image of a usual Linux distribution" in said
         assert docker.left(user.project) == []
-    finally:
-        docker.remove([image])
 
 
 def test_image_without_git(container_user: User, docker: Docker) -> None:
     """An image without git is refused for a task with a repository."""
     user = container_user
-    image = docker.build("RUN mv /usr/bin/git /usr/bin/tig")
-    try:
+    with docker.built("RUN mv /usr/bin/git /usr/bin/tig") as image:
         _box(user, image=image)
         user.job(prompt=scenario("text"), repo=".", executor="box")
         user.commit_all()
         assert "executor box lacks git" in _refused(user, "up", "job")
-    finally:
-        docker.remove([image])
 
 
 @pytest.mark.slow

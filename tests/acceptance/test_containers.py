@@ -137,8 +137,7 @@ def test_agent_cannot_end_its_container(container_user: User, docker: Docker) ->
 def test_whatever_the_images_entrypoint_and_user(container_user: User, docker: Docker, lines: list[str]) -> None:
     """Neither an image's ENTRYPOINT nor its USER, HOME or WORKDIR keeps an agent from running, with a writable HOME."""
     user = container_user
-    image = docker.build(*lines)
-    try:
+    with docker.built(*lines) as image:
         user.executors({"name": "box", "type": "container", "image": image, "network": "host"})
         user.job(prompt=scenario("bash", command='touch "$HOME/x" && ls -A "$HOME" && id -u'), executor="box")
         user.cli("up", "job")
@@ -146,8 +145,6 @@ def test_whatever_the_images_entrypoint_and_user(container_user: User, docker: D
         assert "10001" in raw
         assert ("here" in raw) == ("useradd -m" in lines[0])
         user.cli("destroy", "job")
-    finally:
-        docker.remove([image])
 
 
 @pytest.mark.slow
