@@ -188,10 +188,18 @@ leave_cgroups() {
   done 2>/dev/null
 }
 
-# remove_cgroups RUN_ID: what is left of a run whose supervisor was killed.
+# remove_cgroups RUN_ID: what is left of a run whose supervisor was killed. A process that has just ended is in it for a
+# moment yet.
 remove_cgroups() {
-  [[ ! -d /run/systemd/system && -w /sys/fs/cgroup ]] || return 0
+  local folders tried
+  [[ ! -d /run/systemd/system && ! ${CODING_AGENT_OWN_NAMESPACE-} ]] || return 0
   scope_name "$1"
-  find /sys/fs/cgroup -type d -name "$SCOPE_NAME" -exec rmdir {} + 2>/dev/null
+  mapfile -d '' -t folders < <(find /sys/fs/cgroup -type d -name "$SCOPE_NAME" -print0 2>/dev/null)
+  ((${#folders[@]})) || return 0
+  for ((tried = 0; tried < 40; tried++)); do
+    rmdir -- "${folders[@]}" 2>/dev/null
+    [[ -d ${folders[0]} || -d ${folders[-1]} ]] || break
+    pause 0.05
+  done
   return 0
 }
