@@ -85,7 +85,7 @@ find_scope() {
       [[ -e /sys/fs/cgroup/cgroup.controllers ]] || { WHY_NOT='this host has cgroups v1, which only root can use'; return; }
       # Without lingering his manager, and all below it, ends with his last session.
       [[ -e /var/lib/systemd/linger/$(id -un) ]] ||
-        { WHY_NOT="its user does not linger; \`loginctl enable-linger\` there lets the kernel hold limits"; return; }
+        { WHY_NOT="the host's user does not linger; \`loginctl enable-linger\` there lets the kernel hold it"; return; }
     fi
     scope_of_systemd "$@" || WHY_NOT='systemd gave the run no scope'
   else
