@@ -29,7 +29,8 @@ KEEPALIVE_MAX = 3  # unanswered ones, after which the connection counts as broke
 CALL = "CODING_AGENT_CALL"  # in the environment of a command: what finds it and its children again
 LARGEST = 64 * 1024 * 1024  # bytes of what a command may say
 END_LIMIT = 15.0  # seconds for ending a command
-_AT_ONCE = 8  # commands; sshd's own limit (MaxSessions) is 10 unless somebody changed it
+_AT_ONCE = 6  # commands; sshd's own limit (MaxSessions) is 10, and counts some that have just ended
+_NO_ROOM = (0.1, 0.5, 2.0)  # seconds before asking again where it has no room for one more
 _PIECE = 1 << 16  # bytes
 _SHOWN = 300  # characters of what a host says in place of what was asked
 
@@ -170,17 +171,21 @@ class SshConnection(FilesByCommand):
         self, argv: list[str], stdin: bytes | BinaryIO | None, timeout: float, env: dict[str, str]
     ) -> Completed:
         async with self._slots:
-            for last in (False, True):
+            for pause in (*_NO_ROOM, None):
                 known = self._link is not None
                 link = await self._connected()
                 session = _Session()
                 try:
                     return await self._command(link, session, argv, stdin, timeout, env)
                 except (asyncssh.Error, OSError, EOFError) as error:
-                    self._drop(link)
+                    refused = isinstance(error, asyncssh.ChannelOpenError) and not link.connection.is_closed()
+                    if not refused:
+                        self._drop(link)
                     # A connection that lay idle may have broken unnoticed: nothing was begun over it.
-                    if session.begun or last or not known:
+                    if pause is None or not (refused or (known and not session.begun)):
                         raise self._broken(error) from error
+                    if refused:
+                        await asyncio.sleep(pause)
         raise AssertionError("a command that neither ended nor failed")
 
     async def _command(

@@ -19,8 +19,9 @@ from coding_agent.text import neutralise
 
 CONNECT_LIMIT = 30.0  # seconds for one host: to reach it, to know it and to log in
 _DROPPED = (0.3, 1.0, 2.0)  # seconds before trying again where the server hung up at once: it had too many callers
-# The algorithms by which a host shows that a key is its own. ssh-rsa alone would mean SHA-1.
-_PROOFS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
+_HUNG_UP = (asyncssh.ConnectionLost, ConnectionResetError)
+_RSA_PROOFS = ("rsa-sha2-512", "rsa-sha2-256")
+_KINDS = (host_keys.TYPES[:1], host_keys.TYPES[1:-1], host_keys.TYPES[-1:])  # ed25519, ecdsa, RSA
 # AES first: every machine's processor has it, and it takes half the time here.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr")
 
@@ -100,40 +101,47 @@ async def shown(login: Login, *, timeout: float) -> tuple[str, ...]:
     """Return the keys that a host shows, one of each type. Nobody logs in there. Raises `ConnectionBroken`."""
     below = await connect(login.jump, keepalive=(timeout, 1)) if login.jump else None
     found: list[str] = []
-    refusal: Exception | None = None
     try:
         async with _explained(login, timeout):
-            for kind in host_keys.TYPES:
-                try:
-                    key = await _ask_for_key(login, kind, below)
-                except asyncssh.KeyExchangeFailed as error:
-                    refusal = error  # it has none of this type
-                    continue
-                if key is not None:
-                    found.append(_plain(key))
-            if not found and refusal:
-                raise refusal
+            # Whatever it has, first: what it lacks afterwards, it lacks because it has none of that type.
+            found.append(_plain(await _ask_for_key(login, host_keys.TYPES, below, _DROPPED)))
+            for kinds in _KINDS:
+                if not found[0].startswith(kinds):
+                    # Some servers say that they have none, others hang up.
+                    with contextlib.suppress(asyncssh.KeyExchangeFailed, *_HUNG_UP):
+                        found.append(_plain(await _ask_for_key(login, kinds, below, _DROPPED[:1])))
     finally:
         if below:
             below.abort()
     return tuple(found)
 
 
-async def _ask_for_key(login: Login, kind: str, below: Link | None) -> asyncssh.SSHKey | None:
-    for pause in (*_DROPPED, None):
+async def _ask_for_key(
+    login: Login, kinds: Sequence[str], below: Link | None, pauses: Sequence[float]
+) -> asyncssh.SSHKey:
+    for pause in (*pauses, None):
         try:
-            return await asyncssh.get_server_host_key(
+            key = await asyncssh.get_server_host_key(
                 login.host,
                 login.port,
                 tunnel=below.connection if below else None,
-                server_host_key_algs=list(_PROOFS.get(kind, (kind,))),
+                server_host_key_algs=_proofs(kinds),
                 config=None,
             )
-        except (asyncssh.ConnectionLost, ConnectionResetError):
+        except _HUNG_UP:
             if pause is None:
                 raise
             await asyncio.sleep(pause)
-    return None
+        else:
+            assert key is not None  # which only happens where Kerberos vouches for the host
+            return key
+    raise AssertionError("a host that neither answered nor failed")
+
+
+def _proofs(kinds: Sequence[str]) -> list[str]:
+    """Return the algorithms by which a host shows that a key of one of these types is its own."""
+    # ssh-rsa alone would mean SHA-1.
+    return [proof for kind in kinds for proof in (_RSA_PROOFS if kind == "ssh-rsa" else (kind,))]
 
 
 async def _patiently(
@@ -147,7 +155,7 @@ async def _patiently(
         for pause in (*_DROPPED, None):
             try:
                 return await _log_in(login, known, client, below, keepalive)
-            except (asyncssh.ConnectionLost, ConnectionResetError):
+            except _HUNG_UP:
                 if pause is None or keys.tried:
                     raise
                 await asyncio.sleep(pause)
@@ -157,7 +165,6 @@ async def _patiently(
 async def _log_in(
     login: Login, known: Sequence[str], client: _Client, below: Link | None, keepalive: tuple[float, int]
 ) -> asyncssh.SSHClientConnection:
-    proofs = [proof for key in known for proof in _PROOFS.get(key.split()[0], (key.split()[0],))]
     connection, _ = await asyncssh.create_connection(
         lambda: client,
         login.host,
@@ -166,7 +173,7 @@ async def _log_in(
         config=None,  # `ssh -G` has been asked
         username=login.user,
         known_hosts=([asyncssh.import_public_key(each) for each in known], [], []),
-        server_host_key_algs=list(dict.fromkeys(proofs)),
+        server_host_key_algs=_proofs(list(dict.fromkeys(key.split()[0] for key in known))),
         encryption_algs=list(_CIPHERS),
         compression_algs=["none"],
         client_keys=None,  # the client offers them
@@ -202,14 +209,17 @@ async def _explained(
         ) from error
     except asyncssh.PermissionDenied as error:
         raise _refused(login, where, keys or _Keys()) from error
-    except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+    except (*_HUNG_UP, asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
         if client and client.shown:
             raise host_keys.changed(login, known, (client.shown,)) from error
-        if known and isinstance(error, asyncssh.KeyExchangeFailed):
-            seen = await shown(login, timeout=limit)
-            if not set(seen) & set(known):
+        if known and not (keys and keys.tried):
+            # One that has no key of the types that it is known by says so, or hangs up.
+            seen: tuple[str, ...] = ()
+            with contextlib.suppress(ConnectionBroken):
+                seen = await shown(login, timeout=limit)
+            if seen and not set(seen) & set(known):
                 raise host_keys.changed(login, known, seen) from error
-        raise ConnectionBroken(f"{where} and this machine agree on no way to talk: {_said(error)}") from error
+        raise ConnectionBroken(f"{where} can't be reached: {_said(error)}") from error
     except asyncssh.ChannelOpenError as error:
         raise ConnectionBroken(
             f"{where} can't be reached from there: {_said(error)}",
@@ -260,12 +270,21 @@ async def _keys(login: Login) -> _Keys:
             continue
         try:
             keys.add(asyncssh.read_private_key(file), file)
-        except asyncssh.KeyEncryptionError:
-            keys.locked.append(file)
         except (OSError, ValueError):
-            # Not readable, or of a kind that only an agent can use, as on a hardware token.
-            continue
+            # Not readable, or of a kind that only an agent can use, as on a hardware token; or locked.
+            if _is_locked(file):
+                keys.locked.append(file)
     return keys
+
+
+def _is_locked(file: str) -> bool:
+    try:
+        asyncssh.read_private_key(file, passphrase="no passphrase of anybody's")  # noqa: S106 - it tells by its error
+    except asyncssh.KeyEncryptionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _public_blob(file: str) -> bytes | None:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coding_agent.errors import ExecutorUnavailable
+from coding_agent.settings import INLINE
 
 if TYPE_CHECKING:
     from coding_agent.settings import ExecutorSpec
 
 SSH_PORT = 22
 _ASK_LIMIT = 30.0  # seconds: `Match exec` in a configuration runs a command, and names may be looked up
-_JUMP = re.compile(r"(?:ssh://)?(?:(?P<user>[^@\s,]+)@)?(?P<host>\[[^\]\s]+\]|[^:@\s,]+)(?::(?P<port>\d{1,5}))?/?")
+_WORD = re.compile(r"(?:ssh://)?(?:(?P<user>[^@\s,]+)@)?(?P<host>\[[^\]\s]+\]|[^:@\s,]+)(?::(?P<port>\d{1,5}))?/?")
 # What the plugin that declares the host can't do, with what to do instead.
 _UNABLE = {
     "proxycommand": "set `proxy_jump` on the executor (or ProxyJump in the ssh configuration) instead",
@@ -41,7 +42,7 @@ class Login:
     host: str  # name or address that is connected to
     user: str
     port: int = SSH_PORT
-    name: str = ""  # what the user calls it: the executor's name, or the jump's
+    name: str = ""  # the executor it belongs to, a jump too
     key_files: tuple[str, ...] = ()  # absolute; those that exist, in the order in which they are tried
     only_these_keys: bool = False  # of the agent's keys, too
     agent: str | None = None  # socket of the agent
@@ -72,17 +73,26 @@ class Login:
 def of(spec: ExecutorSpec) -> Login:
     """Return the login of an executor with the option `host`. Raises `ExecutorUnavailable` with what to do."""
     options = spec.options
+    host, port = str(options["host"]), int(options["port"]) if options.get("port") else None
     key_path = options.get("key_path")
     jump = options.get("proxy_jump")
     return _resolve(
-        spec.name,
-        str(options["host"]),
+        # One in a task file has no name: it goes by its host's.
+        spec.name if spec.name != INLINE else f"{host}:{port}" if port else host,
+        host,
         user=options.get("user"),
-        port=int(options["port"]) if options.get("port") else None,
+        port=port,
         key_file=str(Path(str(key_path)).expanduser()) if key_path else None,
         jump=str(jump) if jump else None,
         host_key=options.get("host_key"),
     )
+
+
+def at(word: str) -> Login:
+    """Return the login of a host, [USER@]HOST[:PORT], that no executor names. Raises `ExecutorUnavailable`."""
+    found = _parsed(word, word)
+    port = int(found["port"]) if found["port"] else None
+    return _resolve(word, found["host"], user=found["user"], port=port, key_file=None, jump=None)
 
 
 def agent_socket(said: str | None = None) -> str | None:
@@ -144,13 +154,18 @@ def _jump(name: str, said: str, jumps: int) -> Login:
             f"executor {name}: its host is reached through more than one jump ({said}), which can't be used here",
             next_step="reach it through one host at most, or run `coding-agent` on the first of them",
         )
-    found = _JUMP.fullmatch(said)
-    if not found or said.startswith("-") or found["host"].startswith("-"):
-        raise ExecutorUnavailable(
-            f"executor {name}: {said!r} is no host to jump through", next_step="write it as [USER@]HOST[:PORT]"
-        )
+    found = _parsed(name, said)
     port = int(found["port"]) if found["port"] else None
-    return _resolve(found["host"], found["host"], user=found["user"], port=port, key_file=None, jump=None, jumps=1)
+    return _resolve(name, found["host"], user=found["user"], port=port, key_file=None, jump=None, jumps=1)
+
+
+def _parsed(name: str, word: str) -> re.Match[str]:
+    found = _WORD.fullmatch(word)
+    if not found or word.startswith("-") or found["host"].startswith("-"):
+        raise ExecutorUnavailable(
+            f"executor {name}: {word!r} is no host to log in to", next_step="write it as [USER@]HOST[:PORT]"
+        )
+    return found
 
 
 def _ask(name: str, host: str, user: str | None, port: int | None) -> Mapping[str, list[str]]:
