@@ -69,6 +69,16 @@ def user(home: Path, tmp_path: Path, messages_api: MessagesApi, claude_program: 
 @pytest.fixture(scope="session")
 def docker_plugin(engine_folder: Path) -> Path:
     """Return the folder of the engine's plugins, with the one for containers, unpacked once for all tests."""
+    return _plugin("docker", engine_folder)
+
+
+@pytest.fixture(scope="session")
+def command_plugin(engine_folder: Path) -> Path:
+    """Return the folder of the engine's plugins, with the one for hosts, unpacked once for all tests."""
+    return _plugin("command", engine_folder)
+
+
+def _plugin(name: str, engine_folder: Path) -> Path:
     from coding_agent import plugins
 
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +87,7 @@ def docker_plugin(engine_folder: Path) -> Path:
         patch.setenv("PATH", os.pathsep.join([str(engine_folder), os.environ["PATH"]]))
         if MIRROR.is_dir() and not os.environ.get("CODING_AGENT_PULUMI_MIRROR"):
             patch.setenv("CODING_AGENT_PULUMI_MIRROR", str(MIRROR))
-        plugins.find_or_install("docker", print)
+        plugins.find_or_install(name, print)
     return shared_cache.FOLDER / "pulumi-home" / "plugins"
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STEP = "command:remote:Command"
 MARK = "coding-agent: "  # how a line begins that a host's script says to people
+_NO_SFTP = "ssh: subsystem request failed"  # the plugin's words
 # What the plugin puts around what a command said: the command, which is always the same.
 _AROUND = re.compile(r'(?s)^.*?running "exec sh -s \w+":\s*')
 
@@ -64,6 +65,11 @@ def failure(errors: Sequence[str], steps: FrozenSteps, found: Sequence[ExecutorS
     told = [line.partition(MARK)[2] for line in text.splitlines() if MARK in line]
     if told:
         return ExecutorUnavailable(f"executor {names}: {told[0]}", next_step="install it there, and run this again")
+    if _NO_SFTP in text:
+        return ExecutorUnavailable(
+            f"executor {names}: the host's ssh server has no SFTP, with which the engine's plugin copies files",
+            next_step="`Subsystem sftp internal-sftp` in its /etc/ssh/sshd_config allows it",
+        )
     # The plugin says little of why it could not log in. Whoever tries the same knows.
     for spec in found:
         try:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +93,9 @@ def scan(login: Login, *, timeout: float = SCAN_LIMIT) -> tuple[str, ...]:
 
     from coding_agent.executors import ssh_handshake
 
-    return asyncio.run(ssh_handshake.shown(login, timeout=timeout))
+    # In a thread: whoever asks may be in an event loop of the engine's library.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, ssh_handshake.shown(login, timeout=timeout)).result()
 
 
 def unknown(login: Login, seen: Sequence[str]) -> HostKeyUnknown:

@@ -11,7 +11,7 @@ import pwd
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,11 +144,11 @@ def _resolve(
         host_key_alias=alias or None,
         host_key=" ".join(host_key.split()[:2]) if host_key else None,
         known_hosts=_known_hosts_files(said),
-        jump=_jump(name, through, jumps) if through != "none" else None,
+        jump=_jump(name, through, key_file, jumps) if through != "none" else None,
     )
 
 
-def _jump(name: str, said: str, jumps: int) -> Login:
+def _jump(name: str, said: str, key_file: str | None, jumps: int) -> Login:
     if jumps or "," in said:
         raise ExecutorUnavailable(
             f"executor {name}: its host is reached through more than one jump ({said}), which can't be used here",
@@ -156,7 +156,9 @@ def _jump(name: str, said: str, jumps: int) -> Login:
         )
     found = _parsed(name, said)
     port = int(found["port"]) if found["port"] else None
-    return _resolve(name, found["host"], user=found["user"], port=port, key_file=None, jump=None, jumps=1)
+    jump = _resolve(name, found["host"], user=found["user"], port=port, key_file=None, jump=None, jumps=1)
+    # The plugin offers both of them every key that the agent holds.
+    return replace(jump, key_files=tuple(dict.fromkeys((*jump.key_files, *([key_file] if key_file else [])))))
 
 
 def _parsed(name: str, word: str) -> re.Match[str]:
