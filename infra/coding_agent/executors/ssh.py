@@ -17,6 +17,7 @@ from coding_agent.errors import (
 )
 from coding_agent.executors import ssh_login, ssh_target
 from coding_agent.executors.base import Executor, Surroundings
+from coding_agent.executors.host_limits import unenforced
 from coding_agent.executors.ssh_connection import SshConnection
 from coding_agent.executors.survey import survey
 from coding_agent.settings import ExecutorSpec, Settings
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from coding_agent.executors.ssh_login import Login
     from coding_agent.installation import Progress
     from coding_agent.task import Task
+
+__all__ = ["answers", "connect", "login", "sweep", "try_out", "unenforced"]
 
 _LIMIT = 60.0  # seconds for a command that only looks
 # What belongs to one login and not to the next, or to a run.
@@ -75,7 +78,7 @@ class SshExecutor(Executor):
         elif agent and not fits:
             raise _no_claude(self.name, program, found.program, wanted)
         environment = {name: each for name, each in found.environment.items() if not _OF_THE_LOGIN.fullmatch(name)}
-        return Surroundings(environment, found.home, found.program, task.limits)
+        return Surroundings(environment, found.home, found.program, task.limits, scope=True)
 
     def bring_scripts(self, timeout: float) -> None:
         """Put the supervisor in its place: what was staged for the run, else it is brought anew."""
@@ -131,17 +134,6 @@ def sweep(spec: ExecutorSpec, run_id: str, *, everything: bool) -> None:
         root = ssh_target.said_root(done.stdout.decode("utf-8", "replace"))
         if root is not None:  # it was started there
             SshExecutor(spec, connection, root, {}).cleanup(run_id)
-
-
-def unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
-    """Say which limits of the task can't be held there, and which the kernel does not hold."""
-    limits, said = task.limits, []
-    if limits.cpus is not None:
-        said.append(f"limits.cpus is not enforced by executor {spec.name}: a run there has no cgroup of its own")
-    watched = [f"limits.{name}" for name in ("memory", "pids", "disk") if getattr(limits, name) is not None]
-    if watched:
-        said.append(f"{', '.join(watched)}: watched by the supervisor of executor {spec.name} every 2 s or more")
-    return tuple(said)
 
 
 def login(spec: ExecutorSpec, place: Mapping[str, Any]) -> Login:

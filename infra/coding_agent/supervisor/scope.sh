@@ -103,8 +103,8 @@ scope_of_systemd() {
   thousandths "$4"
   ((NUMBER)) && properties+=(-p "CPUQuota=$((NUMBER < 10 ? 1 : NUMBER / 10))%")
   for policy in continue ''; do
-    # systemd 252 ends a scope in which the kernel ended a process for want of memory, and knows no other way. It learns
-    # of that on v2 only.
+    # systemd ends a scope in which the kernel ended a process for want of memory, unless it is told otherwise, which
+    # older ones can't be. It learns of that on v2 only.
     if [[ $policy ]]; then
       properties=(-p OOMPolicy=continue "${properties[@]}")
     else
