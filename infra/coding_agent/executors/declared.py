@@ -13,6 +13,20 @@ if TYPE_CHECKING:
     from coding_agent.task import Task
 
 
+def _forgotten(_what: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of one update, beside what the files say."""
+
+    rerun: bool = False  # run it again although nothing changed
+    without_target: bool = False  # give back what was made for a run that could not be started
+    passed_over: frozenset[str] = frozenset()  # what was refused when it was ordered before
+    tried: Callable[[str], None] = _forgotten  # is told what is ordered
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A run that needs a target."""
@@ -22,9 +36,12 @@ class Wanted:
     project: str
     stack: str
     run_id: pulumi.Output[str]
+    run: pulumi.Output[str]  # the same, also in the preview of an update that keeps it
     parent: pulumi.Resource
     preview: bool  # nothing may be run or fetched
     say: Callable[[str], None]
+    image: str | None = None  # what `executors.image` says
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True)
