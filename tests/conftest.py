@@ -11,6 +11,7 @@ import pytest
 import shared_cache
 from containers import Docker, base_image
 from fakes.messages_api import MessagesApi
+from machines import ssh_host as ssh_hosts
 from processes import end_processes_of, processes_with_text
 from user import MIRROR, User, make_home, make_user
 
@@ -115,3 +116,10 @@ def docker() -> Docker:
 def container_image(docker: Docker) -> str:
     """Return the image that tests run in."""
     return base_image(docker)
+
+
+@pytest.fixture(scope="session")
+def ssh_host(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssh_hosts.SshHost]:
+    """Return a host to log in to, with users of every kind; all tests of this session share it."""
+    with ssh_hosts.ssh_host(docker, tmp_path_factory.mktemp("ssh")) as host:
+        yield host
