@@ -92,6 +92,7 @@ def _host(address: str, port: int, prefix: Sequence[str] = ()) -> Iterator[Host]
             "StrictModes": "no",
             "PidFile": "none",
             "UsePAM": "no",
+            "Subsystem": "sftp internal-sftp",
             "PasswordAuthentication": "no",
             "MaxStartups": "100",
         }
