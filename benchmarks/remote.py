@@ -115,8 +115,6 @@ def _host(address: str, port: int, prefix: Sequence[str] = ()) -> Iterator[Host]
 @contextlib.contextmanager
 def _far(world: World, host: Host) -> Iterator[None]:
     """Give the world an executor `far` on the host."""
-    from coding_agent import plugins
-
     far = {
         "name": "far",
         "type": "ssh",
@@ -131,12 +129,7 @@ def _far(world: World, host: Host) -> Iterator[None]:
     file = world.home / ".config" / "openclaw" / "coding-agent.yaml"
     before = file.read_text()
     file.write_text(json.dumps({"executors": [far]}))
-    if not (world.home / "pulumi" / "plugins").exists():
-        from coding_agent.paths import engine_home
-
-        plugins.find_or_install("command", print)
-        (world.home / "pulumi").mkdir(exist_ok=True)
-        (world.home / "pulumi" / "plugins").symlink_to(engine_home() / "plugins")
+    world.plugin("command")
     try:
         yield
     finally:
