@@ -138,6 +138,8 @@ def _root_files(name: str, packages: str, commands: Sequence[str]) -> Path:
     archive = shared_cache.FOLDER / f"debian-bookworm-{name}.tar"
     if archive.is_file():
         return archive
+    for outdated in shared_cache.FOLDER.glob(f"debian-bookworm-{name.rpartition('-')[0]}-*.tar"):
+        outdated.unlink()
     part = archive.with_suffix(".part.tar")
     # Without documentation; dpkg leaves out what is asked here.
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "man", "locale")]
@@ -149,7 +151,7 @@ def _root_files(name: str, packages: str, commands: Sequence[str]) -> Path:
         ],
         check=True,
         capture_output=True,
-        timeout=600,
+        timeout=900,
     )
     part.replace(archive)
     return archive

@@ -27,7 +27,7 @@ _AROUND = re.compile(r'(?s)^.*?running "exec sh -s \w+":\s*')
 
 def hosts(root: Path, stack: str, task_file: Path | None) -> tuple[ExecutorSpec, ...]:
     """Return the executors that an update of the stack may have to log in to: its task's, and those of its runs."""
-    found = {record.executor["name"]: record.spec for record in _of_stack(root, stack)}
+    found = {record.executor["name"]: record.spec for record in records.of_stack(root, stack)}
     if (spec := _of_task(root, stack, task_file)) is not None:
         found[spec.name] = spec
     return tuple(each for each in found.values() if each.type in executors.LOGINS)
@@ -94,19 +94,11 @@ def forget(run: Callable[..., CommandResult]) -> bool:
     return bool(steps)
 
 
-def _of_stack(root: Path, stack: str) -> Iterator[records.Record]:
-    for record in records.everything():
-        if record.stack == stack and record.root == str(root):
-            yield record
-
-
 def _of_task(root: Path, stack: str, task_file: Path | None) -> ExecutorSpec | None:
-    from coding_agent import task
+    from coding_agent import program, task
     from coding_agent.settings import Settings
 
-    file = task_file or next(
-        (each for suffix in ("yaml", "yml") if (each := root / "tasks" / f"{stack}.{suffix}").is_file()), None
-    )
+    file = task_file or next((each for each in program.usual_files(root, stack) if each.is_file()), None)
     # What is wrong with it is said by the program.
     with suppress(CodingAgentError, OSError):
         settings = Settings.load()

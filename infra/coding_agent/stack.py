@@ -189,8 +189,8 @@ class Stack:
 
     def _reach_targets(self) -> None:
         """See that what holds the stack's targets answers: without the program nobody else says so, or starts it."""
-        for record in records.everything():
-            if record.stack == self.name and record.root == str(self.project.root) and not record.removed:
+        for record in records.of_stack(self.project.root, self.name):
+            if not record.removed:
                 executors.reach(record.spec)
 
     def _listen(self, say: Say) -> _Heard:

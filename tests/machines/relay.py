@@ -1,33 +1,39 @@
-"""A TCP relay on loopback between a client and a server: connections through it can be cut, frozen and slowed down."""
+"""A relay between a client and a server on this machine: connections through it can be cut, frozen and slowed down."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 _PIECE = 1 << 16
 _LIMIT = 10.0  # seconds
 
 
 class Relay:
-    """What comes to `address` goes to a server, while the relay lets it."""
+    """What comes to a listening socket goes to a server, while the relay lets it."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Listen on a free port; connections go to `host`, `port`."""
-        self._to = (host, port)
+    def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
+        """Take over the listener; `connect` opens the other half."""
+        self._connect = connect
         self._open: list[socket.socket] = []
         self._passing = threading.Event()
         self._passing.set()
         self.delay = 0.0  # seconds that each piece takes longer
         self.refusing = False  # whether new connections are hung up at once
         self.accepted = 0  # connections so far
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address: tuple[str, int] = self._server.getsockname()
+        self._server = listener
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address and the port where it listens, over TCP."""
+        address, port = self._server.getsockname()
+        return address, port
 
     def cut(self) -> None:
         """Break everything that goes through; new connections are accepted."""
@@ -63,7 +69,7 @@ class Relay:
                     client.close()
                     continue
                 try:
-                    server = socket.create_connection(self._to, timeout=_LIMIT)
+                    server = self._connect()
                 except OSError:
                     client.close()
                     continue
@@ -86,8 +92,30 @@ class Relay:
 
 @contextmanager
 def relay(host: str, port: int = 22) -> Iterator[Relay]:
-    """Run a relay to a server."""
-    running = Relay(host, port)
+    """Run a relay to a server, on a free port of loopback."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    with _running(Relay(listener, lambda: socket.create_connection((host, port), timeout=_LIMIT))) as running:
+        yield running
+
+
+@contextmanager
+def relay_of_sockets(path: Path, to: str) -> Iterator[Relay]:
+    """Run a relay that listens on the socket `path`; what comes goes to the socket `to`."""
+
+    def connect() -> socket.socket:
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(to)
+        return server
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    with _running(Relay(listener, connect)) as running:
+        yield running
+
+
+@contextmanager
+def _running(running: Relay) -> Iterator[Relay]:
     try:
         yield running
     finally:

@@ -7,25 +7,23 @@ there are (`USERS`), and all of them accept one key.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import shared_cache
 from coding_agent.settings import ExecutorSpec
 from containers import Docker, debian_image
+from machines.loopback import claim, claim_address
 from waiting import until
 
 IMAGE = "coding-agent-test/ssh-host:1"
 _PACKAGES = "git,procps,perl,openssh-server,fish,zsh,tcsh"
-_OWNER = "coding-agent-test.owner"  # label: pid and start of the process whose host it is
-_PREFIX = "127.0.3."
+_OWNER = "coding-agent-test.ssh"  # label: its value names the claim of the process whose host it is
+_NETWORK = "127.0.3"
 # A user -> his home, his login shell, and what his start files do.
 USERS = {
     "plain": ("/home/plain", "/bin/bash", ""),
@@ -156,52 +154,28 @@ def ssh_host(docker: Docker, folder: Path) -> Iterator[SshHost]:
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a tester", "-f", str(key)], check=True, timeout=60
     )
     name = f"test-ssh-{secrets.token_hex(6)}"
-    with _own_address() as address:
-        docker(
-            *("run", "-d", "--init", "--name", name, "--network", "host", "--hostname", name),
-            *("--tmpfs", "/tmp:noexec,nosuid,mode=1777", "--label", f"{_OWNER}={_me()}", image, "sleep", "infinity"),
-        )
-        try:
-            host = SshHost(docker, name, address, key)
-            users = [each for user, values in USERS.items() for each in (user, *values)]
-            host.run("bash", "-c", _MAKE, "make", key.with_suffix(".pub").read_text().strip(), address, *users)
-            host.start()
-            yield host
-        finally:
-            docker("rm", "-f", "-v", name)
-
-
-@contextmanager
-def _own_address() -> Iterator[str]:
-    folder = shared_cache.FOLDER / "addresses"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 255):
-        held: IO[str] = (folder / f"{_PREFIX}{number}.lock").open("w")
-        with held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield f"{_PREFIX}{number}"
-            return
-    raise AssertionError(f"all addresses of {_PREFIX}0/24 are in use")
+    owner, address = claim(name), claim_address(_NETWORK)
+    assert owner is not None
+    docker(
+        *("run", "-d", "--init", "--name", name, "--network", "host", "--hostname", name),
+        *("--tmpfs", "/tmp:noexec,nosuid,mode=1777", "--label", f"{_OWNER}={owner.name}", image, "sleep", "infinity"),
+    )
+    try:
+        host = SshHost(docker, name, address.name, key)
+        users = [each for user, values in USERS.items() for each in (user, *values)]
+        host.run("bash", "-c", _MAKE, "make", key.with_suffix(".pub").read_text().strip(), address.name, *users)
+        host.start()
+        yield host
+    finally:
+        docker("rm", "-f", "-v", name)
+        address.release()
+        owner.release()
 
 
 def _remove_abandoned(docker: Docker) -> None:
-    listed = docker("ps", "-a", "--filter", f"label={_OWNER}", "--format", f'{{{{.Names}}}} {{{{.Label "{_OWNER}"}}}}')
-    for line in listed.splitlines():
+    label = f'{{{{.Label "{_OWNER}"}}}}'
+    for line in docker("ps", "-a", "--filter", f"label={_OWNER}", "--format", f"{{{{.Names}}}} {label}").splitlines():
         name, _, owner = line.partition(" ")
-        if _start(owner.partition(":")[0]) != owner.partition(":")[2]:
+        if dead := claim(owner):
             docker("rm", "-f", "-v", name)
-
-
-def _me() -> str:
-    return f"{os.getpid()}:{_start(str(os.getpid()))}"
-
-
-def _start(pid: str) -> str:
-    """Return when a process began, in clock ticks; empty where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
-    except OSError:
-        return ""
+            dead.release()

@@ -75,9 +75,7 @@ class Surroundings:
     program: str | None  # Claude Code's, absolute; None for a task that is a command
     limits: Limits  # the task's, and the executor's where they are narrower
     held: frozenset[str] = frozenset()  # which of memory, pids, cpus and disk the target's kernel holds
-    scope: bool = (
-        False  # whether a run gets a cgroup of its own there, where it can; the supervisor sees what that holds
-    )
+    scope: bool = False  # whether a run gets a cgroup of its own there, where it can; the supervisor sees what it holds
 
 
 class Executor:

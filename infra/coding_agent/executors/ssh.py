@@ -13,7 +13,6 @@ from coding_agent.errors import (
     CodingAgentError,
     ConnectionBroken,
     ExecutorUnavailable,
-    NotFound,
 )
 from coding_agent.executors import ssh_login, ssh_target
 from coding_agent.executors.base import Executor, Surroundings
@@ -34,13 +33,8 @@ __all__ = ["answers", "connect", "login", "sweep", "try_out", "unenforced"]
 _LIMIT = 60.0  # seconds for a command that only looks
 # What belongs to one login and not to the next, or to a run.
 _OF_THE_LOGIN = re.compile(r"SSH_\w*|SSH2_\w*|XDG_SESSION_\w*|MAIL|OLDPWD|PWD|SHLVL|_")
-_WAY = (
-    "host",
-    "port",
-    "key_path",
-    "proxy_jump",
-    "host_key",
-)  # how one gets there, which may change while a run goes on
+# How one gets there, which may change while a run goes on.
+_WAY = ("host", "port", "key_path", "proxy_jump", "host_key")
 
 
 class SshExecutor(Executor):
@@ -157,7 +151,7 @@ def _today(spec: ExecutorSpec) -> ExecutorSpec:
     """
     try:
         now = Settings.load().executor(spec.name)
-    except (CodingAgentError, NotFound):
+    except CodingAgentError:
         return spec
     if now.type != spec.type or now.options.get("host") != spec.options.get("host"):
         return spec

@@ -52,12 +52,10 @@ def for_update(specs: Iterable[ExecutorSpec]) -> Iterator[Mapping[str, str]]:
 
     Raises `ExecutorUnavailable` with what to do where a key can't be used or there is none.
     """
-    wanted = [each for each in specs if each.type in LOGINS]
-    keys = _keys(wanted)
-    if not wanted or _holds(keys.agent, keys.named):
-        yield {SOCKET: keys.agent} if wanted and keys.agent else {}
+    known, files = _lacking(specs)
+    if not files:
+        yield known
         return
-    files = _usable(keys, ", ".join(sorted({each.name for each in wanted})))
     # Only this process has the other end: when it ends, so does the agent.
     read, write = os.pipe()
     process = None
@@ -77,11 +75,9 @@ def for_shell(specs: Iterable[ExecutorSpec]) -> Mapping[str, str]:
 
     An agent that is started for that ends with the shell. Raises what `for_update` does.
     """
-    wanted = [each for each in specs if each.type in LOGINS]
-    keys = _keys(wanted)
-    if not wanted or _holds(keys.agent, keys.named):
-        return {SOCKET: keys.agent} if wanted and keys.agent else {}
-    files = _usable(keys, ", ".join(sorted({each.name for each in wanted})))
+    known, files = _lacking(specs)
+    if not files:
+        return known
     shell = os.pidfd_open(_shell(os.getppid()))
     try:
         process, socket = _start(shell)
@@ -116,6 +112,20 @@ def public_key(path: str | Path) -> str:
     return " ".join(said.split()[:2])
 
 
+def _lacking(specs: Iterable[ExecutorSpec]) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """Return what tells of the user's own agent, and the files that one of ours has to hold where that does not do.
+
+    Raises `ExecutorUnavailable` where a key can't be used or there is none.
+    """
+    wanted = [each for each in specs if each.type in LOGINS]
+    if not wanted:
+        return {}, ()
+    keys = _keys(wanted)
+    if keys.agent and _holds(keys.agent, keys.named):
+        return {SOCKET: keys.agent}, ()
+    return {}, _usable(keys, ", ".join(sorted({each.name for each in wanted})))
+
+
 def _keys(specs: Iterable[ExecutorSpec]) -> _Keys:
     named: dict[str, None] = {}
     usual: dict[str, None] = {}
@@ -142,10 +152,8 @@ def _usual() -> Iterator[Path]:
     yield from (Path.home() / ".ssh" / name for name in USUAL_KEYS)
 
 
-def _holds(agent: str | None, named: tuple[str, ...]) -> bool:
+def _holds(agent: str, named: tuple[str, ...]) -> bool:
     """Whether the user's agent holds all keys that were named; without any, whether it holds one at all."""
-    if not agent:
-        return False
     done = _run(["ssh-add", "-L"], agent)
     held = {" ".join(line.split()[:2]) for line in done.stdout.splitlines()} if done.returncode == 0 else set()
     if not named:

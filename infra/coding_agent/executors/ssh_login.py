@@ -26,9 +26,9 @@ _ASK_LIMIT = 30.0  # seconds: `Match exec` in a configuration runs a command, an
 _WORD = re.compile(r"(?:ssh://)?(?:(?P<user>[^@\s,]+)@)?(?P<host>\[[^\]\s]+\]|[^:@\s,]+)(?::(?P<port>\d{1,5}))?/?")
 # What the plugin that declares the host can't do, with what to do instead.
 _UNABLE = {
-    "proxycommand": "set `proxy_jump` on the executor (or ProxyJump in the ssh configuration) instead",
-    "bindaddress": "remove it for this host",
-    "bindinterface": "remove it for this host",
+    "ProxyCommand": "set `proxy_jump` on the executor (or ProxyJump in the ssh configuration) instead",
+    "BindAddress": "remove it for this host",
+    "BindInterface": "remove it for this host",
 }
 
 
@@ -119,9 +119,9 @@ def _resolve(
     said = _ask(name, host.strip("[]"), user, port)
     for option, instead in _UNABLE.items():
         # An executor's own jump takes the place of a ProxyCommand.
-        if said.get(option, ["none"]) != ["none"] and not (option == "proxycommand" and jump):
+        if said.get(option.lower(), ["none"]) != ["none"] and not (option == "ProxyCommand" and jump):
             raise ExecutorUnavailable(
-                f"executor {name}: the ssh configuration of {host} has {_named(option)}, which can't be used here",
+                f"executor {name}: the ssh configuration of {host} has {option}, which can't be used here",
                 next_step=instead,
             )
     target, at = said["hostname"][0], int(said["port"][0])
@@ -240,7 +240,3 @@ def _listed_home() -> str:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
         return str(Path.home())
-
-
-def _named(option: str) -> str:
-    return {"proxycommand": "ProxyCommand", "bindaddress": "BindAddress", "bindinterface": "BindInterface"}[option]

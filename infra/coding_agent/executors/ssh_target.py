@@ -5,13 +5,10 @@ Only steps of seconds that can be repeated go through the plugin: it has no time
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import shlex
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +18,7 @@ import pulumi
 from coding_agent import paths, plugins
 from coding_agent.executors import host_keys, ssh_login
 from coding_agent.executors.declared import Declared, Wanted
+from coding_agent.installation import lock, quiet, replacing
 from coding_agent.supervisor import SCRIPTS, mark
 
 if TYPE_CHECKING:
@@ -186,15 +184,11 @@ def staged_scripts() -> Path:
     folder = paths.cache_dir() / "supervisor" / f"supervisor-{mark()}"
     if folder.is_dir():
         return folder
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    part.mkdir(parents=True)
-    try:
-        for file in SCRIPTS.glob("*.sh"):
-            shutil.copyfile(file, part / file.name)
-        with suppress(OSError):  # another process was first: its copy is the same
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with lock("supervisor", quiet):
+        if not folder.is_dir():  # whoever held the lock has made it meanwhile
+            with replacing(folder) as fresh:
+                for file in SCRIPTS.glob("*.sh"):
+                    shutil.copyfile(file, fresh / file.name)
     return folder
 
 
