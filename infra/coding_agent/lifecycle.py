@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 UNREADABLE_LIMIT = 20.0  # seconds without a readable state; its supervisor writes it anew much sooner
+NOT_GIVEN_BACK = "not given back:"  # how the notice begins that a machine which costs could not be removed
 GIVEN_UP = "given_up"  # the reason of a run whose target did not answer any more when it was discarded
 SHORTEST_SPAN = 0.5  # seconds over which a percentage of CPU says something
 RECONNECT_LIMIT = 60.0  # seconds for which a connection that breaks is tried again
@@ -91,19 +92,25 @@ def start(
 
 
 def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
-    """Look at the run's target and return the record as it is now; once the run has ended, bring its work back."""
+    """Look at the run's target and return the record as it is now; once the run has ended, bring its work back.
+
+    A machine that was made for the run, and costs as long as it is there, is given back then.
+    """
     record = records.latest(record)
-    if record.removed or (record.outputs.status.final and (record.collected or not collect)):
+    if record.removed or (record.outputs.status.final and not collect):
         return record
+    if record.outputs.status.final and record.collected:
+        return _given_back(record, say)
     try:
         with contextlib.closing(reach(record)) as executor:
-            return records.save(_observe(record, executor, say, collect))
+            record = records.save(_observe(record, executor, say, collect))
     except ConnectionBroken as error:
         if record.outputs.status.final:
             raise
         reason = "on_another_machine" if isinstance(error, OnAnotherMachine) else "no_connection"
         outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason=reason, detail=error.message)
         return records.save(record.with_outputs(outputs))
+    return _given_back(record, say) if collect else record
 
 
 def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2) -> Record:
@@ -201,7 +208,7 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
     outputs = replace(record.outputs, log_path=str(records.log_file(record)))
     if not outputs.status.final:
         outputs = replace(outputs, status=State.KILLED, reason="killed")
-    records.save(replace(record, outputs=outputs, removed=True))
+    records.save(replace(record, outputs=outputs, removed=True, removed_at=records.now()))
     _release(record)
 
 
@@ -239,8 +246,27 @@ def _give_up(record: Record, error: CodingAgentError, say: Say) -> None:
     outputs = replace(record.outputs, notices=(*record.outputs.notices, lost))
     if not outputs.status.final:
         outputs = replace(outputs, status=State.LOST, reason=GIVEN_UP, detail=error.message)
-    records.save(replace(record, outputs=outputs, removed=True))
+    records.save(replace(record, outputs=outputs, removed=True, removed_at=records.now()))
     _release(record)
+
+
+def _given_back(record: Record, say: Say) -> Record:
+    """Give back what costs, once all that the run made is here. Where that fails it is said: the next look tries it."""
+    final = record.outputs.status.final and record.collected
+    if record.removed or not final or not executors.gives_back(record.spec):
+        return record
+    notices = tuple(each for each in record.outputs.notices if not each.startswith(NOT_GIVEN_BACK))
+    try:
+        executors.give_back(record.spec, record.run_id)
+    except CodingAgentError as error:
+        said = f"{NOT_GIVEN_BACK} {error.message}; its server costs until it is"
+        say(said)
+        return records.save(record.with_outputs(replace(record.outputs, notices=(*notices, said))))
+    outputs = replace(record.outputs, notices=notices, log_path=str(records.log_file(record)))
+    say(f"the server of run {record.run_id} is given back: its work is here")
+    record = records.save(replace(record, outputs=outputs, removed=True, removed_at=records.now()))
+    _release(record)
+    return record
 
 
 def _release(record: Record) -> None:

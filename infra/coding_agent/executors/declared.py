@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from coding_agent.task import Task
 
 
-def _forgotten(_what: str) -> None:
+def _forgotten(_what: str, _kept: bool) -> None:
     """Tell nobody."""
 
 
@@ -24,7 +24,7 @@ class Asked:
     rerun: bool = False  # run it again although nothing changed
     without_target: bool = False  # give back what was made for a run that could not be started
     passed_over: frozenset[str] = frozenset()  # what was refused when it was ordered before
-    tried: Callable[[str], None] = _forgotten  # is told what is ordered
+    tried: Callable[[str, bool], None] = _forgotten  # is told what is ordered, and whether it stays without a run
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class ServerConnection(SshConnection):
         timeout: float,
         env: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Run a command; see `Connection.run`. Raises `TargetGone` where the cloud says that there is no such server."""
+        """Run a command; see `Connection.run`. Raises `TargetGone` where the cloud says that the server is gone."""
         try:
             return super().run(argv, stdin=stdin, timeout=timeout, env=env)
         except CommandTimeout:

@@ -121,7 +121,7 @@ def _choose(cloud: Cloud, wanted: Wanted) -> Choice:
     if wanted.preview:
         wanted.say(f"{choice} costs {choice.price} EUR an hour, VAT included, until the work is here")
     else:
-        wanted.asked.tried(str(choice))
+        wanted.asked.tried(str(choice), bool(wanted.spec.options.get("keep")))
         wanted.say(f"ordering {choice}, {choice.price} EUR an hour")
     return choice
 
@@ -163,6 +163,9 @@ def _made(wanted: Wanted, found: Before, cloud: Cloud, choice: Choice, *, new: b
         opts=options(replacement_trigger=run),
     )
     git = wanted.task.repo is not None
+    ordered: Any = pulumi.Output.all(host.private, host.public).apply(
+        lambda pair: cloud_init.user_data(spec, KeyPair(*pair), public, git=git)
+    )
     server = hcloud.Server(
         wanted.stack,
         name=name,
@@ -172,11 +175,7 @@ def _made(wanted: Wanted, found: Before, cloud: Cloud, choice: Choice, *, new: b
         ssh_keys=[key],
         firewall_ids=[firewall.id.apply(int)],
         labels=marks,
-        user_data=pulumi.Output.secret(
-            pulumi.Output.all(host.private, host.public).apply(
-                lambda pair: cloud_init.user_data(spec, KeyPair(*pair), public, git=git)
-            )
-        ),
+        user_data=pulumi.Output.secret(ordered),
         opts=options(replacement_trigger=run),
     )
     limit = seconds(str(spec.options.get("boot_limit") or BOOT_LIMIT))
