@@ -1,4 +1,4 @@
-"""What removes, with a run's target, what was made for the run and is in no stack: an engine that was killed left it."""
+"""What removes, with a run's target, what was made for the run and is in no stack: a killed engine left it."""
 
 from __future__ import annotations
 
