@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import subprocess
-import tempfile
-from pathlib import Path
 
-import shared_cache
-from containers import Docker
+from containers import Docker, debian_image
 
-LIMIT = 900.0  # seconds
 # What a server has that was just ordered; dbus-user-session and libpam-systemd make user managers.
 PACKAGES = (
     *("systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "openssh-server", "cloud-init"),
@@ -33,7 +27,6 @@ _MASKED = (
     *("systemd-udevd-control.socket", "console-getty.service", "systemd-resolved.service"),
 )
 _HOOK = f"""\
-#!/bin/sh
 set -eu
 rm -f "$1"/etc/ssh/ssh_host_*
 : >"$1"/etc/machine-id
@@ -44,42 +37,9 @@ for unit in {" ".join(_MASKED)}; do
   ln -sf /dev/null "$1/etc/systemd/system/$unit"
 done
 """
-_LEFT_OUT = tuple(f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "man", "locale"))
 
 
 def cloud_image(docker: Docker) -> str:
     """Return the image's name; made once a machine, and again when what makes it changes."""
     digest = hashlib.sha256("\n".join([*PACKAGES, _HOOK]).encode()).hexdigest()[:12]
-    name = f"coding-agent-test/cloud:{digest}"
-    shared_cache.FOLDER.mkdir(parents=True, exist_ok=True)
-    with (shared_cache.FOLDER / ".cloud-image.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not docker("images", "-q", name):
-            docker("import", "--change", 'CMD ["/sbin/init"]', str(_root_files(digest)), name)
-    return name
-
-
-def _root_files(digest: str) -> Path:
-    archive = shared_cache.FOLDER / f"cloud-{digest}.tar"
-    if archive.is_file():
-        return archive
-    for outdated in shared_cache.FOLDER.glob("cloud-*.tar"):
-        outdated.unlink()
-    part = archive.with_suffix(".part.tar")
-    with tempfile.TemporaryDirectory() as folder:
-        hook = Path(folder) / "hook.sh"
-        hook.write_text(_HOOK)
-        hook.chmod(0o755)
-        done = subprocess.run(
-            [
-                *("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"),
-                *("--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false", *_LEFT_OUT),
-                *(f"--customize-hook={hook}", "bookworm", str(part)),
-            ],
-            capture_output=True,
-            timeout=LIMIT,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-2000:]
-    part.replace(archive)
-    return archive
+    return debian_image(docker, f"coding-agent-test/cloud:{digest}", ",".join(PACKAGES), _HOOK)
