@@ -10,8 +10,10 @@ import pytest
 
 import shared_cache
 from containers import Docker, base_image
+from fakes.hetzner_api import HetznerApi
 from fakes.messages_api import MessagesApi
 from machines import ssh_host as ssh_hosts
+from machines.cloud_server import CloudServers
 from processes import end_processes_of, processes_with_text
 from user import MIRROR, User, make_home, make_user
 
@@ -78,6 +80,12 @@ def command_plugin(engine_folder: Path) -> Path:
     return _plugin("command", engine_folder)
 
 
+@pytest.fixture(scope="session")
+def hcloud_plugin(engine_folder: Path) -> Path:
+    """Return the folder of the engine's plugins, with the one for Hetzner Cloud, unpacked once for all tests."""
+    return _plugin("hcloud", engine_folder)
+
+
 def _plugin(name: str, engine_folder: Path) -> Path:
     from coding_agent import plugins
 
@@ -133,3 +141,21 @@ def ssh_host(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Return a host to log in to, with users of every kind; all tests of this session share it."""
     with ssh_hosts.ssh_host(docker, tmp_path_factory.mktemp("ssh")) as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def cloud_servers(docker: Docker) -> Iterator[CloudServers]:
+    """Return what makes servers of the fake cloud, as containers."""
+    servers = CloudServers(docker)
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def hetzner_api(cloud_servers: CloudServers) -> Iterator[HetznerApi]:
+    """Run a fake of Hetzner's cloud for one test; at its end nothing may be left there, as an outside client sees it."""
+    with HetznerApi(cloud_servers) as api:
+        yield api
+        api.switches.off()
+        assert api.listed() == []
+        assert api.wrong == []

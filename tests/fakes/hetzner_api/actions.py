@@ -54,9 +54,7 @@ class Actions:
                     error = {"code": "action_failed", "message": str(failure)}
             with self._store.lock:
                 ends(error is None)
-                action.update(
-                    progress=100, finished=now(), error=error, status="success" if error is None else "error"
-                )
+                action.update(progress=100, finished=now(), error=error, status="success" if error is None else "error")
 
         with self._store.lock:
             self._store.of("actions")[action["id"]] = action

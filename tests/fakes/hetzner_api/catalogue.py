@@ -1,4 +1,4 @@
-"""What the fake cloud sells: types of servers and their prices, places, system images. Names and sizes are real ones."""
+"""What the fake cloud sells: types of servers and their prices, places, system images. Names and sizes are real."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ def _type(
         for place in where
     ]
     locations = [
-        {"id": each["id"], "name": each["name"], "deprecation": deprecation}
+        # As Hetzner's own libraries demand, though the description does not know the last two.
+        {
+            **{"id": each["id"], "name": each["name"], "deprecation": deprecation},
+            **{"available": True, "recommended": False},
+        }
         for each in LOCATIONS
         if each["name"] in where
     ]

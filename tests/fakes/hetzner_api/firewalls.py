@@ -63,7 +63,7 @@ class Firewalls:
         name = _name(body)
         self._store.unused("firewalls", "name", name)
         within(self._switches.firewalls, self._store, "firewalls")
-        firewall = {
+        firewall: Item = {
             **{"id": self._store.number(), "name": name, "created": now(), "labels": labels(body)},
             **{"rules": _rules(body.get("rules") or []), "applied_to": []},
         }
