@@ -153,7 +153,7 @@ def cloud_servers(docker: Docker) -> Iterator[CloudServers]:
 
 @pytest.fixture
 def hetzner_api(cloud_servers: CloudServers) -> Iterator[HetznerApi]:
-    """Run a fake of Hetzner's cloud for one test; at its end nothing may be left there, as an outside client sees it."""
+    """Run a fake of Hetzner's cloud for one test; at its end nothing may be left there, as others see it."""
     with HetznerApi(cloud_servers) as api:
         yield api
         api.switches.off()

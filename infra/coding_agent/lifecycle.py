@@ -22,6 +22,7 @@ from coding_agent.errors import (
     ExecutorUnavailable,
     InvalidInput,
     OnAnotherMachine,
+    TargetGone,
 )
 from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
 from coding_agent.records import Record
@@ -118,13 +119,26 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
 
     `poll` is in seconds, between looks at the log.
     """
+    from coding_agent import logs
     from coding_agent.logs import Follower, Renderer
 
-    with contextlib.closing(reach(record)) as executor:
+    record, shown = records.latest(record), 0
+
+    def tell(line: str) -> None:
+        nonlocal shown
+        shown += 1
+        say(line)
+
+    with contextlib.ExitStack() as stack:
+        if record.removed:  # it has ended meanwhile, and what was made for it was given back
+            for line in logs.recorded(record):
+                say(line)
+            return record
+        executor = stack.enter_context(contextlib.closing(reach(record)))
         name = executor.log_file(record.kind)
         follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name)
         stage, readable = "", time.monotonic()
-        for look in _looks(record, executor, follower, say, stop, poll):
+        for look in _looks(record, executor, follower, tell, say, stop, poll):
             if look.meta and look.meta.stage != stage:
                 stage = look.meta.stage
                 if stage in ("workspace", "setup", "saving"):
@@ -136,9 +150,13 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
             if look.state is None or look.state.final or look.state is State.UNRESPONSIVE:
                 with contextlib.suppress(ConnectionBroken):
                     for line in follower.new_lines(last=True):
-                        say(line)
+                        tell(line)
                 break
-    return observe(record, say=say)
+    record = observe(record, say=say)
+    if record.removed:  # perhaps by another process, while this one followed
+        for line in logs.recorded(record)[shown:]:
+            say(line)
+    return record
 
 
 def usage(record: Record) -> ProcessUsage | None:
@@ -341,9 +359,9 @@ def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Rec
 
 
 def _looks(
-    record: Record, executor: Executor, follower: Follower, say: Say, stop: threading.Event, poll: float
+    record: Record, executor: Executor, follower: Follower, tell: Say, say: Say, stop: threading.Event, poll: float
 ) -> Iterator[Look]:
-    """Say what is new in the log, and yield a look at the run in every third round.
+    """Tell what is new in the log, and yield a look at the run in every third round; `say` is told what hinders that.
 
     A connection that breaks is tried again, for `RECONNECT_LIMIT` seconds; then nothing more is yielded.
     """
@@ -351,10 +369,12 @@ def _looks(
     for number in _rounds(stop, poll):
         try:
             for line in follower.new_lines():
-                say(line)
+                tell(line)
             look = executor.status(record.run_id) if number % 3 == 0 or follower.renderer.result_seen else None
         except OnAnotherMachine:
             raise
+        except TargetGone:
+            return
         except ConnectionBroken as error:
             if broken is None:
                 say(f"the connection is broken, trying again: {error.message}")

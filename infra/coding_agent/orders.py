@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,13 +15,16 @@ _ANOTHER = re.compile(
 )
 # Somebody else has made, or removed, the key that we were about to use: the next look at it finds what is true.
 _RACED = re.compile(r"uniqueness_error|SSH key.*(not found|not_found)|(not found|not_found).*SSH key", re.I | re.S)
-_RACES = 5  # how often that is taken for a coincidence
+# What passes by itself, mostly.
+_PASSES = re.compile(r"\((unavailable|service_error|timeout|conflict|rate_limit_exceeded|locked)\b")
+_RACES = 5  # how often either is taken for that
 
 
 @dataclass
 class Orders:
     """The orders of one `up`."""
 
+    poll: float = 2.0  # seconds until what passes by itself is tried again
     last: str = ""
     kept: bool = False  # whether what was made stays although the run could not be started
     _refused: list[str] = field(default_factory=list)
@@ -49,4 +53,10 @@ class Orders:
             say(f"{self.last} can't be had now ({found[1]}): trying the next")
             return True
         self._races += 1
-        return bool(_RACED.search(error.message)) and self._races <= _RACES
+        if self._races > _RACES:
+            return False
+        if _PASSES.search(error.message):
+            say(f"the cloud could not do it: {error.message.splitlines()[-1].strip()}; trying again")
+            time.sleep(self.poll)
+            return True
+        return bool(_RACED.search(error.message))

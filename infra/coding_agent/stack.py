@@ -111,15 +111,15 @@ def open_stack(
 
 def known(root: Path, progress: Say) -> frozenset[tuple[str, str]]:
     """Return project and name of all stacks in the backend that the project at `root` has. Raises `EngineFailed`."""
-    found = engine.find_or_install(progress)
-    environment = backend.environment(root, engine=found, progress=progress)
+    project, found = open_project(root), engine.find_or_install(progress)
+    environment = backend.environment(project.root, engine=found, progress=progress)
     try:
-        said = Command(found).run(["stack", "ls", "--all", "--json"], str(root), environment)
+        said = Command(found).run(["stack", "ls", "--all", "--json"], str(project.work), environment)
     except failures.CommandError as error:
         raise EngineFailed(str(error).partition("stderr:")[2].strip() or str(error)) from error
     names = (str(each["name"]).split("/") for each in json.loads(said.stdout or "[]"))
-    # ORGANIZATION/PROJECT/STACK; a backend of before there were projects has the last alone.
-    return frozenset((each[-2] if len(each) > 1 else "", each[-1]) for each in names)
+    # ORGANIZATION/PROJECT/STACK, or the last alone for one of this project.
+    return frozenset((each[-2] if len(each) > 1 else project.name, each[-1]) for each in names)
 
 
 class Stack:

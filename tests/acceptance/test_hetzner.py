@@ -23,13 +23,12 @@ from waiting import until
 pytestmark = pytest.mark.timeout(600)
 
 HELD = "test -e go || { touch waits; until test -e go; do sleep 0.1; done; }"  # a command that a test ends
-# Makes Claude Code's program wherever it is asked for: what is tried here is not the agent.
 BOTH = {"server_types": ["cx23", "cpx22"], "locations": ["nbg1", "fsn1"]}
 
 
 @pytest.fixture
 def renter(user: User, hetzner_api: HetznerApi, hcloud_plugin: Path, command_plugin: Path, tmp_path: Path) -> User:
-    """Return a user with an executor `cloud` and a key to log in with; what he asks of the cloud, the fake one hears."""
+    """Return a user with an executor `cloud` and a key to log in with; the fake cloud is the one that he knows."""
     assert hcloud_plugin == command_plugin
     (user.home / ".pulumi" / "plugins").symlink_to(hcloud_plugin)
     _new_key(tmp_path / "key")
@@ -58,7 +57,13 @@ def _changes(user: User, name: str = "job") -> dict[str, int]:
 
 def _project(user: User) -> str:
     """Return the project's name."""
-    return (user.project / "Pulumi.yaml").read_text().partition("name: ")[2].split()[0]
+    return (user.project / "Pulumi.yaml").read_text().partition("name: ")[2].split()[0].strip("'\"")
+
+
+def _let_go(server: Machine) -> None:
+    """Let the command on a server end, once it waits for that."""
+    script = "cd /home/agent/.coding-agent/runs/*/workspace && test -e waits && touch go"
+    until(lambda: server.run(["bash", "-c", script])[0] == 0)
 
 
 def _server(api: HetznerApi) -> dict[str, Any]:
@@ -75,8 +80,8 @@ def _texts(user: User) -> Iterator[str]:
 
 
 def test_agent_on_a_server(renter: User, hetzner_api: HetznerApi, claude_program: Path, tmp_path: Path) -> None:
-    """`preview` says what an hour costs, an agent works on a server made for it, its commits arrive, and then the server
-    is gone, what it cost is said, and nothing is to be done; no secret is in the state, in a log or in an argument."""
+    """`preview` says what an hour costs, an agent works on a server made for it, its commits arrive, and then the
+    server is gone, what it cost is said, and nothing is to be done; no secret is in the state or in a log."""
     renter.job(prompt=scenario("edit"), repo=".", executor="cloud")
     renter.commit_all()
     assert "cx23 in fsn1 costs 0.0" in renter.cli("preview", "job").stdout
@@ -127,7 +132,7 @@ def test_what_a_server_is(renter: User, hetzner_api: HetznerApi, tmp_path: Path)
     assert "OPENSSH PRIVATE KEY" not in state
     assert "BEGIN" not in state
 
-    server.run(["bash", "-c", "touch /home/agent/.coding-agent/runs/*/workspace/go"])
+    _let_go(server)
     until(lambda: renter.outputs("job")["status"] == "succeeded")
     log = renter.cli("logs", "job").stdout
     assert log.splitlines()[0] == "10001"
@@ -207,8 +212,8 @@ def test_what_orders_another_server(renter: User, hetzner_api: HetznerApi, tmp_p
 
 
 def test_the_next_is_ordered(renter: User, hetzner_api: HetznerApi) -> None:
-    """What the cloud has none left of, or no more of for this project, is ordered in the next place or type; where it has
-    nothing at all that is said, with what was tried, and nothing is left."""
+    """What the cloud has none left of, or no more of for this project, is ordered in the next place or type; where it
+    has nothing at all that is said, with what was tried, and nothing is left."""
     _executor(renter, **BOTH)
     renter.job(command="true", executor="cloud")
     hetzner_api.switches.unavailable |= {("cx23", "nbg1")}
@@ -252,7 +257,7 @@ def test_what_a_server_fails_of(renter: User, hetzner_api: HetznerApi) -> None:
 
 
 def test_an_api_that_fails(renter: User, hetzner_api: HetznerApi) -> None:
-    """An API that is down, refuses the token or is not understood is told as that, with what to do, and nothing is made;
+    """An API that is down or refuses the token is told as that, with what to do, and nothing is made;
     one that is slow, limits its callers or fails now and then is asked again; a server that is locked for a while is
     removed all the same."""
     renter.job(command="true", executor="cloud")
@@ -280,7 +285,7 @@ def test_not_given_back_yet(renter: User, hetzner_api: HetznerApi) -> None:
     renter.cli("up", "job", "--detach")
     server = hetzner_api.machine(_server(hetzner_api)["name"])
     with hetzner_api.down():
-        server.run(["bash", "-c", "touch /home/agent/.coding-agent/runs/*/workspace/go"])
+        _let_go(server)
         until(lambda: renter.outputs("job")["status"] == "succeeded")
         assert any("its server costs until it is" in each for each in renter.outputs("job")["notices"])
     hetzner_api.switches.locked = {_server(hetzner_api)["id"]}
@@ -311,8 +316,8 @@ def test_the_bare_engine(renter: User, hetzner_api: HetznerApi) -> None:
 
 
 def test_deleted_and_restarted(renter: User, hetzner_api: HetznerApi) -> None:
-    """A server that boots anew while the agent works: the run is unresponsive, then lost, and what it had saved is brought
-    back. One that is deleted meanwhile: the run is lost with it, and the next `up` runs the task on another."""
+    """A server that boots anew while the agent works: the run is unresponsive, then lost, and what it had saved is
+    brought back. One that is deleted meanwhile: the run is lost with it, and the next `up` runs the task on another."""
     renter.job(command=f"echo kept >kept.txt; {HELD}", executor="cloud", artifacts=["kept.txt"])
     renter.cli("up", "job", "--detach")
     server = hetzner_api.machine(_server(hetzner_api)["name"])
@@ -337,8 +342,8 @@ def test_deleted_and_restarted(renter: User, hetzner_api: HetznerApi) -> None:
 
 
 def test_sweep(renter: User, hetzner_api: HetznerApi) -> None:
-    """`sweep` lists what no stack owns and removes it when asked to; what a stack owns, and what is of a project that is
-    not known here, stays."""
+    """`sweep` lists what no stack owns and removes it when asked to; what a stack owns, and what is of a project that
+    is not known here, stays."""
     _executor(renter, keep=True)
     renter.job(command="true", executor="cloud")
     renter.job("lost", command="true", executor="cloud")
@@ -373,7 +378,7 @@ def test_five_at_once(renter: User, hetzner_api: HetznerApi) -> None:
         machines = [hetzner_api.machine(each["name"]) for each in hetzner_api.servers()]
         assert len({each.address for each in machines}) == 5
         for each in machines:
-            each.run(["bash", "-c", "touch /home/agent/.coding-agent/runs/*/workspace/go"])
+            _let_go(each)
         list(pool.map(lambda name: renter.cli("up", name), names))
     for name in names:
         run = renter.outputs(name)["run_id"]

@@ -30,6 +30,7 @@ class Before:
     lost: bool = False  # it ended because its target was removed
     begun: bool = False  # it was started, as far as is known
     resources: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # type -> outputs
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # type -> how the program calls them
 
     def one(self, kind: str) -> Mapping[str, Any] | None:
         """Return the outputs of the resource of that type, which a stack has at most one of; None where it has none."""
@@ -40,16 +41,18 @@ def read(wanted: Wanted) -> Before:
     """Return what the stack of a run held."""
     answer = pulumi.runtime.invoke(_READ, {"stackName": wanted.stack}).value or {}
     resources: dict[str, list[Mapping[str, Any]]] = {}
-    for each in (answer.get("outputs") or {}).values():
+    names: dict[str, list[str]] = {}
+    for urn, each in (answer.get("outputs") or {}).items():
         resources.setdefault(str(each["type"]), []).append(each["outputs"] or {})
+        names.setdefault(str(each["type"]), []).append(str(urn).rpartition("::")[2])
     id_before = next(iter(resources.get(_RUN_ID, ())), {})
     run_id = str(id_before.get("run") or "")
     if not run_id:
-        return Before(resources=resources)
+        return Before(resources=resources, names=names)
     asked = {"digest": wanted.task.digest, "image": wanted.image}
     stays = not wanted.asked.rerun and all(id_before.get(name) == value for name, value in asked.items())
     run = next((each for each in resources.get(_RUN, ()) if each.get("run_id") == run_id), None)
-    return Before(run_id, stays, *_became(run_id, run), resources=resources)
+    return Before(run_id, stays, *_became(run_id, run), resources=resources, names=names)
 
 
 def _became(run_id: str, run: Mapping[str, Any] | None) -> tuple[bool, bool, bool]:

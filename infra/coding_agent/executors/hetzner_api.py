@@ -30,6 +30,7 @@ PROJECT, STACK, RUN = "coding-agent-project", "coding-agent-stack", "coding-agen
 IMAGE = "debian-12"
 CORES, MEMORY = 2, 4.0  # what a server has at least where no type is named; GB
 ANSWER_LIMIT = 20.0  # seconds for one answer; hcloud asks again where that may help
+ASK_LIMIT = 20.0  # seconds for which what may pass is asked again
 REMOVE_LIMIT = 180.0  # seconds for removing one thing
 ACTION_POLL = 0.5  # seconds between two looks at what goes on there
 RETRY_POLL = 2.0  # seconds until what could not be removed yet is tried again
@@ -221,7 +222,7 @@ class Cloud:
                 if error.code == "not_found":
                     return
                 refused: Exception = self._refused(doing, error)
-                again = error.code in _NOT_YET or (isinstance(error.code, int) and error.code >= 500)
+                again = _passes(error)
             except (requests.RequestException, ActionException) as error:
                 refused, again = self._silent(doing, error), True
             else:
@@ -238,12 +239,16 @@ class Cloud:
         }[kind]
 
     def _ask(self, doing: str, ask: Callable[[], Answer]) -> Answer:
-        try:
-            return ask()
-        except hcloud.APIException as error:
-            raise self._refused(doing, error) from error
-        except requests.RequestException as error:
-            raise self._silent(doing, error) from error
+        deadline = time.monotonic() + ASK_LIMIT
+        while True:
+            try:
+                return ask()
+            except hcloud.APIException as error:
+                if not _passes(error) or time.monotonic() > deadline:
+                    raise self._refused(doing, error) from error
+            except requests.RequestException as error:
+                raise self._silent(doing, error) from error
+            time.sleep(RETRY_POLL)
 
     def _refused(self, doing: str, error: hcloud.APIException) -> Exception:
         said = neutralise(f"{error.message} ({error.code})")
@@ -266,6 +271,10 @@ class Cloud:
             f"Hetzner Cloud ({self._endpoint}) does not answer, {doing}: {type(error).__name__}",
             next_step="see whether it can be reached from here, then repeat",
         )
+
+
+def _passes(error: hcloud.APIException) -> bool:
+    return error.code in _NOT_YET or (isinstance(error.code, int) and error.code >= 500)
 
 
 def listed(options: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -245,18 +245,22 @@ class _First:
 def _key(
     wanted: Wanted, found: Before, cloud: Cloud, public: str, marks: Any, options: Any, *, new: bool
 ) -> pulumi.Input[str]:
-    """Return the number of the key at the cloud, which has each key once: somebody may have brought it there before."""
+    """Return the number of the key at the cloud, which has each key once: whoever brought it there, it serves."""
     import pulumi_hcloud as hcloud
 
-    mine = found.one(KEY)
+    declared = found.names.get(KEY, ())
     if new:
         there = cloud.key(_fingerprint(public))
-        if there is not None and (mine is None or int(mine["id"]) != there.id):
+        if there is not None:
             return str(there.id)
-    elif mine is None:
+        # One that the stack has and the cloud has not could only be changed, which fails.
+        called = next(each for each in (wanted.stack, f"{wanted.stack}-again") if each not in declared)
+    elif declared:
+        called = declared[0]
+    else:
         return ""  # the server knows the key already, and what it was ordered with is not looked at again
     digest = hashlib.sha256(public.encode()).hexdigest()[:12]
-    key = hcloud.SshKey(wanted.stack, name=f"coding-agent-{digest}", public_key=public, labels=marks, opts=options())
+    key = hcloud.SshKey(called, name=f"coding-agent-{digest}", public_key=public, labels=marks, opts=options())
     return key.id
 
 
