@@ -16,6 +16,8 @@ import pulumi
 
 from coding_agent import executors
 from coding_agent.errors import NotFound
+from coding_agent.executors import before
+from coding_agent.executors.before import Before
 from coding_agent.executors.declared import Asked, Wanted
 from coding_agent.plugin import RERUN, end_program_with_engine, one_line
 from coding_agent.run import Outputs, State
@@ -122,12 +124,13 @@ def _declare(
 ) -> Run | None:
     spec, preview = settings.choose(task), pulumi.runtime.is_dry_run()
     image = executors.image(spec, task)
+    found = before.read(stack, asked, digest=task.digest, image=image) if spec.type in executors.RENTED else Before()
     run_id = RunId(stack, digest=task.digest, image=image, executor=_filled(asdict(spec)))
     if asked.without_target:
         return None
     project = pulumi.get_project()
     declared = executors.declare(
-        Wanted(task, spec, project, stack, run_id.id, run_id.run, run_id, preview, say, image, asked)
+        Wanted(task, spec, project, stack, run_id.id, run_id.run, run_id, preview, say, asked, found)
     )
     if preview:
         for line in executors.unenforced(spec, task):

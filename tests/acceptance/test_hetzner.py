@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,36 +16,20 @@ import pytest
 from fakes.hetzner_api import HetznerApi
 from fakes.scenarios import scenario
 from machines.machine import Machine
+from renter import HELD, let_go, make_renter, new_key, rent
 from user import API_KEY, User
 from waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 
-HELD = "test -e go || { touch waits; until test -e go; do sleep 0.1; done; }"  # a command that a test ends
 BOTH = {"server_types": ["cx23", "cpx22"], "locations": ["nbg1", "fsn1"]}
 
 
 @pytest.fixture
-def renter(user: User, hetzner_api: HetznerApi, hcloud_plugin: Path, command_plugin: Path, tmp_path: Path) -> User:
-    """Return a user with an executor `cloud` and a key to log in with; the fake cloud is the one that he knows."""
+def renter(user: User, hetzner_api: HetznerApi, hcloud_plugin: Path, command_plugin: Path) -> User:
+    """Return a user with an executor `cloud`, at a cloud whose servers are containers."""
     assert hcloud_plugin == command_plugin
-    (user.home / ".pulumi" / "plugins").symlink_to(hcloud_plugin)
-    _new_key(tmp_path / "key")
-    hetzner_api.ports = (int(user.api.url.rpartition(":")[2]),)
-    user.environment.update(HCLOUD_TOKEN=hetzner_api.token, HCLOUD_ENDPOINT=hetzner_api.endpoint)
-    _executor(user)
-    return user
-
-
-def _new_key(path: Path) -> None:
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a tester", "-f", str(path)]
-    subprocess.run(argv, check=True, timeout=60)
-
-
-def _executor(user: User, **options: Any) -> None:
-    key = str(user.project.parent / "key")
-    fields = {"server_types": "cx23", "locations": "fsn1", "key_path": key, "boot_limit": "3m", **options}
-    user.executors({"name": "cloud", "type": "hetzner", **fields})
+    return make_renter(user, hetzner_api, hcloud_plugin)
 
 
 def _changes(user: User, name: str = "job") -> dict[str, int]:
@@ -58,12 +41,6 @@ def _changes(user: User, name: str = "job") -> dict[str, int]:
 def _project(user: User) -> str:
     """Return the project's name."""
     return (user.project / "Pulumi.yaml").read_text().partition("name: ")[2].split()[0].strip("'\"")
-
-
-def _let_go(server: Machine) -> None:
-    """Let the command on a server end, once it waits for that."""
-    script = "cd /home/agent/.coding-agent/runs/*/workspace && test -e waits && touch go"
-    until(lambda: server.run(["bash", "-c", script])[0] == 0)
 
 
 def _server(api: HetznerApi) -> dict[str, Any]:
@@ -111,7 +88,7 @@ def test_what_a_server_is(renter: User, hetzner_api: HetznerApi, tmp_path: Path)
     what the server was ordered with; root can't log in any more, and its host key is another than it was ordered with;
     all that was made carries the labels of project, stack and run. From another address than the executor names nobody
     gets in. The state holds the first host key only as a secret."""
-    _executor(renter, ssh_sources=["127.0.0.1"])
+    rent(renter, ssh_sources=["127.0.0.1"])
     asked = f"id -u; {_METADATA} && echo read; sudo -n true && echo root; env; {HELD}"
     renter.job(command=asked, executor="cloud")
     renter.cli("up", "job", "--detach")
@@ -132,7 +109,7 @@ def test_what_a_server_is(renter: User, hetzner_api: HetznerApi, tmp_path: Path)
     assert "OPENSSH PRIVATE KEY" not in state
     assert "BEGIN" not in state
 
-    _let_go(server)
+    let_go(server)
     until(lambda: renter.outputs("job")["status"] == "succeeded")
     log = renter.cli("logs", "job").stdout
     assert log.splitlines()[0] == "10001"
@@ -186,21 +163,21 @@ def _greeting(address: str, source: str) -> bytes:
 def test_what_orders_another_server(renter: User, hetzner_api: HetznerApi, tmp_path: Path) -> None:
     """Another key file or label changes nothing at all; another type of server is a replacement that `preview` shows; a
     server that is kept stays after the run, and once it is deleted by hand it is not missed."""
-    _executor(renter, keep=True)
+    rent(renter, keep=True)
     renter.job(command="echo one", executor="cloud")
     renter.cli("up", "job")
     first = _server(hetzner_api)["id"]
-    _new_key(tmp_path / "another")
-    _executor(renter, keep=True, key_path=str(tmp_path / "another"), labels=["big"])
+    new_key(tmp_path / "another")
+    rent(renter, keep=True, key_path=str(tmp_path / "another"), labels=["big"])
 
     assert set(_changes(renter)) == {"same"}
     renter.cli("up", "job")
     assert _server(hetzner_api)["id"] == first
-    _executor(renter, keep=True, server_types="cpx22")
+    rent(renter, keep=True, server_types="cpx22")
     shown = renter.cli("preview", "job").stdout
     assert "hcloud:index/server:Server: (replace)" in shown
     assert '"cx23" => "cpx22"' in shown
-    _executor(renter, keep=True)
+    rent(renter, keep=True)
     hetzner_api.delete_server(first)
 
     renter.cli("up", "job")
@@ -214,7 +191,7 @@ def test_what_orders_another_server(renter: User, hetzner_api: HetznerApi, tmp_p
 def test_the_next_is_ordered(renter: User, hetzner_api: HetznerApi) -> None:
     """What the cloud has none left of, or no more of for this project, is ordered in the next place or type; where it
     has nothing at all that is said, with what was tried, and nothing is left."""
-    _executor(renter, **BOTH)
+    rent(renter, **BOTH)
     renter.job(command="true", executor="cloud")
     hetzner_api.switches.unavailable |= {("cx23", "nbg1")}
     hetzner_api.switches.misplaced |= {("cx23", "fsn1")}
@@ -237,14 +214,14 @@ def test_the_next_is_ordered(renter: User, hetzner_api: HetznerApi) -> None:
 def test_what_a_server_fails_of(renter: User, hetzner_api: HetznerApi) -> None:
     """A server that can't become what was ordered is told in cloud-init's own words, one that never answers is told as
     such, and one whose making fails in the cloud's words; it is given back each time."""
-    _executor(renter, packages=["no-such-package-anywhere"])
+    rent(renter, packages=["no-such-package-anywhere"])
     renter.job(command="true", executor="cloud")
     refused = renter.cli("up", "job", code=3).stderr
     assert "the server could not be set up as ordered; cloud-init says:" in refused
     assert "no-such-package-anywhere" in refused
     assert hetzner_api.listed() == []
 
-    _executor(renter, boot_limit="5s")
+    rent(renter, boot_limit="5s")
     hetzner_api.switches.silent = True
     assert "did not answer over ssh within 5 s" in renter.cli("up", "job", code=3).stderr
     assert hetzner_api.listed() == []
@@ -285,7 +262,7 @@ def test_not_given_back_yet(renter: User, hetzner_api: HetznerApi) -> None:
     renter.cli("up", "job", "--detach")
     server = hetzner_api.machine(_server(hetzner_api)["name"])
     with hetzner_api.down():
-        _let_go(server)
+        let_go(server)
         until(lambda: renter.outputs("job")["status"] == "succeeded")
         assert any("its server costs until it is" in each for each in renter.outputs("job")["notices"])
     hetzner_api.switches.locked = {_server(hetzner_api)["id"]}
@@ -344,7 +321,7 @@ def test_deleted_and_restarted(renter: User, hetzner_api: HetznerApi) -> None:
 def test_sweep(renter: User, hetzner_api: HetznerApi) -> None:
     """`sweep` lists what no stack owns and removes it when asked to; what a stack owns, and what is of a project that
     is not known here, stays."""
-    _executor(renter, keep=True)
+    rent(renter, keep=True)
     renter.job(command="true", executor="cloud")
     renter.job("lost", command="true", executor="cloud")
     renter.cli("up", "job")
@@ -378,7 +355,7 @@ def test_five_at_once(renter: User, hetzner_api: HetznerApi) -> None:
         machines = [hetzner_api.machine(each["name"]) for each in hetzner_api.servers()]
         assert len({each.address for each in machines}) == 5
         for each in machines:
-            _let_go(each)
+            let_go(each)
         list(pool.map(lambda name: renter.cli("up", name), names))
     for name in names:
         run = renter.outputs(name)["run_id"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from coding_agent import records
+from coding_agent.errors import EngineFailed
 from coding_agent.executors.base import TARGET_GONE
 from coding_agent.run import State
 
 if TYPE_CHECKING:
-    from coding_agent.executors.declared import Wanted
+    from coding_agent.executors.declared import Asked
 
+LIMIT = 10.0  # seconds for which reading the stack is tried again
+POLL = 0.1  # seconds between two tries
 _READ = "pulumi:pulumi:readStackResourceOutputs"
 _RUN_ID, _RUN = "coding-agent:index:RunId", "coding-agent:index:Run"
 
@@ -37,9 +41,12 @@ class Before:
         return next(iter(self.resources.get(kind, ())), None)
 
 
-def read(wanted: Wanted) -> Before:
-    """Return what the stack of a run held."""
-    answer = pulumi.runtime.invoke(_READ, {"stackName": wanted.stack}).value or {}
+def read(stack: str, asked: Asked, *, digest: str, image: str | None) -> Before:
+    """Return what a stack held; `digest` and `image` are those of the run that is wanted.
+
+    To be called before anything is declared: from then on the engine writes what is new.
+    """
+    answer = _asked(stack)
     resources: dict[str, list[Mapping[str, Any]]] = {}
     names: dict[str, list[str]] = {}
     for urn, each in (answer.get("outputs") or {}).items():
@@ -49,10 +56,22 @@ def read(wanted: Wanted) -> Before:
     run_id = str(id_before.get("run") or "")
     if not run_id:
         return Before(resources=resources, names=names)
-    asked = {"digest": wanted.task.digest, "image": wanted.image}
-    stays = not wanted.asked.rerun and all(id_before.get(name) == value for name, value in asked.items())
+    same = (id_before.get("digest"), id_before.get("image")) == (digest, image)
+    stays = same and not asked.rerun
     run = next((each for each in resources.get(_RUN, ()) if each.get("run_id") == run_id), None)
     return Before(run_id, stays, *_became(run_id, run), resources=resources, names=names)
+
+
+def _asked(stack: str) -> Mapping[str, Any]:
+    deadline = time.monotonic() + LIMIT
+    while True:
+        try:
+            return pulumi.runtime.invoke(_READ, {"stackName": stack}).value or {}
+        except Exception as error:
+            # A backend of files may be in the middle of writing it.
+            if time.monotonic() > deadline:
+                raise EngineFailed(f"the engine can't read the stack {stack}: {error}") from error
+            time.sleep(POLL)
 
 
 def _became(run_id: str, run: Mapping[str, Any] | None) -> tuple[bool, bool, bool]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from coding_agent.executors.before import Before
+
 if TYPE_CHECKING:
     import pulumi
 
@@ -40,8 +42,8 @@ class Wanted:
     parent: pulumi.Resource
     preview: bool  # nothing may be run or fetched
     say: Callable[[str], None]
-    image: str | None = None  # what `executors.image` says
     asked: Asked = field(default_factory=Asked)
+    before: Before = field(default_factory=Before)  # what the stack held; read for machines that cost alone
 
 
 @dataclass(frozen=True)

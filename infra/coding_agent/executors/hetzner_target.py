@@ -18,7 +18,7 @@ import pulumi
 
 from coding_agent import credentials, plugins
 from coding_agent.errors import ExecutorUnavailable
-from coding_agent.executors import before, cloud_init, hetzner, hetzner_api, server_answer, ssh_agent, ssh_target
+from coding_agent.executors import cloud_init, hetzner, hetzner_api, server_answer, ssh_agent, ssh_target
 from coding_agent.executors.declared import Declared, Wanted
 from coding_agent.executors.first_contact import SCRIPTS
 from coding_agent.executors.frozen_steps import LONGER
@@ -72,7 +72,7 @@ def declare(wanted: Wanted) -> Declared:
     Raises `ExecutorUnavailable` for what can't be ordered, `ConnectionBroken` where the cloud does not answer,
     `CredentialMissing`, `PluginMissing`.
     """
-    found, cloud = before.read(wanted), hetzner_api.cloud()
+    found, cloud = wanted.before, hetzner_api.cloud()
     if _over(found, cloud, wanted.spec):
         return Declared()
     plugins.find_or_install("hcloud", wanted.say)
