@@ -51,6 +51,7 @@ class Request:
     method: str
     path: str
     status: int
+    at: float  # seconds since the epoch, when it had come
 
 
 class HetznerApi:
@@ -140,6 +141,7 @@ class HetznerApi:
 
     def answer(self, method: str, path: str, query: Query, token: str, raw: bytes) -> tuple[int, Any, int | None]:
         """Return status, body and the seconds after which to ask again of a request."""
+        come = time.time()
         time.sleep(self.switches.delay)
         after: int | None = None
         try:
@@ -155,7 +157,7 @@ class HetznerApi:
             status, found, after = error.status, error.body, error.retry_after
         except json.JSONDecodeError:
             status, found = 400, {"error": {"code": "json_error", "message": "no JSON", "details": None}}
-        self.requests.append(Request(method, f"/{path}", status))
+        self.requests.append(Request(method, f"/{path}", status, come))
         if told := answers.wrong(method, f"/{path}", status, found):
             self.wrong.append(told)
         return status, found, after
