@@ -36,7 +36,7 @@ RENTED = ("hetzner",)
 def connect(spec: ExecutorSpec, place: Mapping[str, Any] | None = None) -> Executor:
     """Return the live executor of `spec`; `place` is what the target was declared to be, or what it was found to be.
 
-    Raises `ExecutorUnavailable` for a type that is not built, `ConnectionBroken` where the target can't be reached and
+    Raises `ExecutorUnavailable` for a type of another version's, `ConnectionBroken` where the target can't be reached and
     `OnAnotherMachine` where it is not to be found from here.
     """
     executor: Executor = _module(MODULES, spec).connect(spec, place or {})
@@ -48,7 +48,6 @@ def declare(wanted: Wanted) -> Declared:
     from coding_agent.executors.declared import Declared
 
     if wanted.spec.type not in TARGETS:
-        _module(MODULES, wanted.spec)
         return Declared()
     declared: Declared = _module(TARGETS, wanted.spec).declare(wanted)
     return declared
@@ -113,7 +112,7 @@ def unenforced(spec: ExecutorSpec, task: Task) -> tuple[str, ...]:
 def _module(registry: Mapping[str, str], spec: ExecutorSpec) -> Any:
     if spec.type not in registry:
         raise ExecutorUnavailable(
-            f"executor {spec.name}: type {spec.type} is not built yet",
-            next_step=f"use one of type {', '.join(sorted(MODULES))}",
+            f"executor {spec.name}: this version knows no type {spec.type}",
+            next_step="use the version of coding-agent that the run was started with",
         )
     return importlib.import_module(registry[spec.type])
