@@ -36,7 +36,7 @@ RENTED = ("hetzner",)
 def connect(spec: ExecutorSpec, place: Mapping[str, Any] | None = None) -> Executor:
     """Return the live executor of `spec`; `place` is what the target was declared to be, or what it was found to be.
 
-    Raises `ExecutorUnavailable` for a type of another version's, `ConnectionBroken` where the target can't be reached and
+    Raises `ExecutorUnavailable` for another version's type, `ConnectionBroken` where the target can't be reached and
     `OnAnotherMachine` where it is not to be found from here.
     """
     executor: Executor = _module(MODULES, spec).connect(spec, place or {})
