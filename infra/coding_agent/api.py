@@ -124,7 +124,7 @@ class Task:
         """
         lines: list[str] = []
         stop = threading.Event()
-        logs.logs(self._record, n=n, follow=False, raw=raw, debug=False, write=lines.append, stop=stop)
+        logs.logs(self._record, n=n, follow=False, raw=raw, debug=False, write=lines.append, say=_quiet, stop=stop)
         return [line.removesuffix("\n") for line in lines]
 
     def wait(self, timeout: float | None = None, *, say: Say | None = None) -> Outputs:

@@ -24,6 +24,7 @@ from coding_agent.errors import (
     OnAnotherMachine,
 )
 from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
+from coding_agent.patience import Patience
 from coding_agent.records import Record
 from coding_agent.run import Outputs, ProcessUsage, State
 from coding_agent.settings import ExecutorSpec, Settings
@@ -36,7 +37,6 @@ Say = Callable[[str], None]
 UNREADABLE_LIMIT = 20.0  # seconds without a readable state; its supervisor writes it anew much sooner
 GIVEN_UP = "given_up"  # the reason of a run whose target did not answer any more when it was discarded
 SHORTEST_SPAN = 0.5  # seconds over which a percentage of CPU says something
-RECONNECT_LIMIT = 60.0  # seconds for which a connection that breaks is tried again
 BEGIN_POLL = 0.05  # seconds between looks while a run begins
 
 
@@ -321,7 +321,7 @@ def _looks(
 
     A connection that breaks is tried again, for `RECONNECT_LIMIT` seconds; then nothing more is yielded.
     """
-    broken: float | None = None
+    patience = Patience(say)
     for number in _rounds(stop, poll):
         try:
             for line in follower.new_lines():
@@ -330,16 +330,11 @@ def _looks(
         except OnAnotherMachine:
             raise
         except ConnectionBroken as error:
-            if broken is None:
-                say(f"the connection is broken, trying again: {error.message}")
-                broken = time.monotonic()
-            if time.monotonic() - broken > RECONNECT_LIMIT:
+            if not patience.lasts(error):
                 return
             continue
         if look is not None:
-            if broken is not None:
-                say("connected again")
-                broken = None
+            patience.rewarded()
             yield look
 
 

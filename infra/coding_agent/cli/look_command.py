@@ -82,7 +82,8 @@ def logs_command(run: str, follow: bool, lines: int | None, raw: bool, debug: bo
     if raw and debug:
         raise InvalidInput("--raw and --debug are two different logs", next_step="choose one")
     screen = Screen(as_json=as_json)
-    found = names.find_run(run, say=Screen(as_json=True).say)
+    quiet = Screen(as_json=True)  # what goes on goes to stderr: stdout shows the log alone
+    found = names.find_run(run, say=quiet.say)
 
     def show(text: str) -> None:
         if as_json:
@@ -93,7 +94,7 @@ def logs_command(run: str, follow: bool, lines: int | None, raw: bool, debug: bo
 
     count = _FOLLOW_FROM if lines is None and follow else lines
     with stopping() as stop:
-        logs.logs(found, n=count, follow=follow, raw=raw, debug=debug, write=show, stop=stop)
+        logs.logs(found, n=count, follow=follow, raw=raw, debug=debug, write=show, say=quiet.say, stop=stop)
         return INTERRUPTED if stop.is_set() else 0
 
 
