@@ -92,18 +92,28 @@ def start(
 
 def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
     """Look at the run's target and return the record as it is now; once the run has ended, bring its work back."""
+    return examine(record, say=say, collect=collect, use=False)[0]
+
+
+def examine(record: Record, *, say: Say, collect: bool = True, use: bool = True) -> tuple[Record, ProcessUsage | None]:
+    """Do what `observe` does and, with `use`, return what the run's processes use, over the same connection.
+
+    CPU is that since the look before, or since the agent began where there was none or it is too short ago to tell.
+    None for a run that has ended or can't be reached.
+    """
     record = records.latest(record)
     if record.removed or (record.outputs.status.final and (record.collected or not collect)):
-        return record
+        return record, None
     try:
         with contextlib.closing(reach(record)) as executor:
-            return records.save(_observe(record, executor, say, collect))
+            record = records.save(_observe(record, executor, say, collect))
+            return record, _usage(record, executor) if use and not record.outputs.status.final else None
     except ConnectionBroken as error:
         if record.outputs.status.final:
             raise
         reason = "on_another_machine" if isinstance(error, OnAnotherMachine) else "no_connection"
         outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason=reason, detail=error.message)
-        return records.save(record.with_outputs(outputs))
+        return records.save(record.with_outputs(outputs)), None
 
 
 def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2) -> Record:
@@ -132,27 +142,6 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
                         say(line)
                 break
     return observe(record, say=say)
-
-
-def usage(record: Record) -> ProcessUsage | None:
-    """Return what the run's processes use; None when it does not run.
-
-    CPU is that since the look before, or since the agent began where there was none or it is too short ago to tell.
-    """
-    if record.removed or record.outputs.status.final:
-        return None
-    with contextlib.closing(reach(record)) as executor:
-        look = executor.status(record.run_id, usage=True)
-    if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
-        return None
-    ticks, uptime = (records.load(record.run_id) or record).cpu_seen
-    if look.uptime - uptime < SHORTEST_SPAN or look.ticks < ticks or not uptime:
-        begun = look.meta.started_at if look.meta and look.meta.started_at else look.now
-        ticks, uptime = 0, look.uptime - max(look.now - begun, 0.0)
-    elapsed = max(look.uptime - uptime, 0.01)
-    cpu = (look.ticks - ticks) / look.ticks_per_second / elapsed * 100
-    records.save(replace(records.load(record.run_id) or record, cpu_seen=(look.ticks, look.uptime)))
-    return ProcessUsage(cpu=round(cpu, 1), mem=round(look.resident / 1e6, 1), processes=look.processes)
 
 
 def kill(record: Record, *, say: Say) -> Record:
@@ -312,6 +301,20 @@ def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Rec
     if collect and record.outputs.status.final and not record.collected:
         record = bring_back(record, executor, look, screen, say)
     return record
+
+
+def _usage(record: Record, executor: Executor) -> ProcessUsage | None:
+    look = executor.status(record.run_id, usage=True)
+    if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
+        return None
+    ticks, uptime = (records.load(record.run_id) or record).cpu_seen
+    if look.uptime - uptime < SHORTEST_SPAN or look.ticks < ticks or not uptime:
+        begun = look.meta.started_at if look.meta and look.meta.started_at else look.now
+        ticks, uptime = 0, look.uptime - max(look.now - begun, 0.0)
+    elapsed = max(look.uptime - uptime, 0.01)
+    cpu = (look.ticks - ticks) / look.ticks_per_second / elapsed * 100
+    records.save(replace(records.load(record.run_id) or record, cpu_seen=(look.ticks, look.uptime)))
+    return ProcessUsage(cpu=round(cpu, 1), mem=round(look.resident / 1e6, 1), processes=look.processes)
 
 
 def _looks(
