@@ -176,7 +176,7 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
             raise
         except (ConnectionBroken, ExecutorUnavailable) as error:
             if not discard:
-                raise
+                raise _unreached(record, error) from error
             _give_up(record, error, say)
             return
         if look.state is not None and not look.state.final:
@@ -206,6 +206,13 @@ def reach(record: Record) -> Executor:
             f"run {record.run_id} is on {error.message}: not reached from here",
             next_step=f"repeat it there, or give the run up with `coding-agent destroy {record.stack} --discard`",
         ) from None
+
+
+def _unreached(record: Record, error: CodingAgentError) -> CodingAgentError:
+    """Return the error with both ways on: to repeat it, and to do without the target."""
+    step = error.next_step or "see that it can be reached"
+    give_up = f"`coding-agent destroy {record.stack} --discard` gives the run up, with what is there"
+    return type(error)(error.message, next_step=f"{step}, then repeat this; {give_up}")
 
 
 def _uncollected(record: Record, executor: Executor) -> InvalidInput:

@@ -216,6 +216,7 @@ def test_a_start_that_failed_leaves_nothing(crib: User, ssh_host: SshHost) -> No
     assert _left(ssh_host) == []
 
 
+@pytest.mark.slow
 def test_claude_is_brought(crib: User, ssh_host: SshHost, claude_program: Path) -> None:
     """With `install: true` a host without Claude Code gets it, once, in spite of a connection that is cut."""
     (crib.home / ".cache" / "coding-agent" / "claude").symlink_to(shared_cache.FOLDER / "coding-agent" / "claude")
@@ -228,13 +229,13 @@ def test_claude_is_brought(crib: User, ssh_host: SshHost, claude_program: Path) 
             way.cut()
             said = begun.communicate(timeout=240)[0]
 
-    assert begun.returncode == 0, said
-    assert "the connection is broken, going on with" in said
-    installed = [each for each in _left(ssh_host) if each.startswith("./claude/")]
-    assert len(installed) == 1, said
-    again = crib.cli("up", "job", "--rerun", "--json")
-    assert json.loads(again.stdout)["status"] == "succeeded"
-    assert "copying" not in again.stderr
+        assert begun.returncode == 0, said
+        assert "the connection is broken, going on with" in said
+        installed = [each for each in _left(ssh_host) if each.startswith("./claude/")]
+        assert len(installed) == 1, said
+        again = crib.cli("up", "job", "--rerun", "--json")
+        assert json.loads(again.stdout)["status"] == "succeeded"
+        assert "copying" not in again.stderr
 
 
 def test_a_key_with_a_passphrase(crib: User, ssh_host: SshHost, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_following_a_log(crib: User, ssh_host: SshHost, fault: str, tmp_path: Pa
         count = 'i=0; until [[ -e go ]]; do echo "line $((i += 1))"; sleep 0.02; done; echo "line $((i + 1))"'
         crib.job(command=count, executor="crib")
         crib.cli("up", "job", "--detach")
+        run_id = crib.outputs("job")["run_id"]
         shown = tmp_path / "shown"
         process = crib.start("logs", "-f", "job", "-n", "100000", into=shown)
 
@@ -42,10 +43,10 @@ def test_following_a_log(crib: User, ssh_host: SshHost, fault: str, tmp_path: Pa
             wanted = len(until(lines)) + 50
             getattr(way, fault)()
             if fault == "freeze":
-                until(lambda: "the connection is broken" in shown.read_text(), limit=BOUND)
+                until(lambda: "the connection is broken" in shown.read_text(), limit=2 * BOUND)
                 way.thaw()
             _reaches(lines, wanted)
-        ssh_host.run("bash", "-c", "touch /home/plain/.coding-agent/runs/*/workspace/go", user="plain")
+        ssh_host.run("bash", "-c", f"touch /home/plain/.coding-agent/runs/{run_id}/workspace/go", user="plain")
         assert process.wait(BOUND) == 0, shown.read_text()
         assert lines() == list(range(1, len(lines()) + 1))
         assert "connected again" in shown.read_text()

@@ -127,6 +127,7 @@ class SshHost:
     def up(self) -> None:
         """Let it come up again."""
         self.docker("start", self.container)
+        self.run("chmod", "1777", SMALL)
         self.start()
 
     def seen_from_here(self, path: str) -> Path:

@@ -27,6 +27,7 @@ from waiting import until
 
 LISTING = Path(__file__).with_name("listing.sh")
 LIMIT = 150.0  # seconds
+FROZEN_LIMIT = 270.0  # seconds until everything has given up a connection that is open and says nothing
 # Of the engine's own program there is only one while a bare `pulumi up` waits.
 BARE = ("kill engine", "kill plugin", "kill docker plugin")
 # A shell whose keys are lent to it keeps them for what takes its place.
@@ -335,7 +336,8 @@ class Scene:
             self.user.api.open_gate()
         if self.process is not None:
             try:
-                self.said = self.process.communicate(timeout=LIMIT)[0] or ""
+                limit = FROZEN_LIMIT if self.row.fault == "freeze connection" else LIMIT
+                self.said = self.process.communicate(timeout=limit)[0] or ""
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.communicate()

@@ -100,7 +100,7 @@ def _rows_of_hosts() -> Iterator[Row]:
     for moment in ("target", "start", "run", "collect"):
         yield Row("ssh", moment, "cut connection")
     yield Row("ssh", "destroy", "cut connection", ANY)
-    for moment in ("start", "run", "collect"):
+    for moment in ("start", "run"):
         yield Row("ssh", moment, "freeze connection")
     yield Row("ssh", "destroy", "freeze connection", ANY)
     yield Row("ssh", "run", "kill sshd")
@@ -113,7 +113,7 @@ def _rows_of_hosts() -> Iterator[Row]:
     yield Row("ssh", "run", "truncate meta")
     yield Row("ssh", "target", "kill command plugin")
     yield Row("ssh", "destroy", "kill command plugin", ANY)
-    for moment in ("target", "start", "run"):
+    for moment in ("target", "run"):
         yield Row("ssh", moment, "kill engine")
     for moment in ("target", "start"):
         yield Row("ssh", moment, "kill cli")
