@@ -147,6 +147,18 @@ def ssh_host(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield host
 
 
+@pytest.fixture
+def crib(user: User, ssh_host: ssh_hosts.SshHost, command_plugin: Path) -> Iterator[User]:
+    """Return a user with an executor `crib`: a host that he knows, and a key to log in with.
+
+    What a test leaves there is removed after it; that nothing is left is for the tests of that to assert.
+    """
+    (user.home / ".pulumi" / "plugins").symlink_to(command_plugin)
+    user.executors(ssh_host.executor())
+    yield user
+    ssh_host.run("bash", "-c", "pkill -KILL -u plain; rm -rf /home/plain/.coding-agent || :")
+
+
 @pytest.fixture(scope="session")
 def cloud_servers(docker: Docker) -> Iterator[CloudServers]:
     """Return what makes servers of the fake cloud, as containers."""

@@ -25,6 +25,7 @@ from coding_agent.errors import (
     TargetGone,
 )
 from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
+from coding_agent.patience import Patience
 from coding_agent.records import Record
 from coding_agent.run import Outputs, ProcessUsage, State
 from coding_agent.settings import ExecutorSpec, Settings
@@ -38,7 +39,6 @@ UNREADABLE_LIMIT = 20.0  # seconds without a readable state; its supervisor writ
 NOT_GIVEN_BACK = "not given back:"  # how the notice begins that a machine which costs could not be removed
 GIVEN_UP = "given_up"  # the reason of a run whose target did not answer any more when it was discarded
 SHORTEST_SPAN = 0.5  # seconds over which a percentage of CPU says something
-RECONNECT_LIMIT = 60.0  # seconds for which a connection that breaks is tried again
 BEGIN_POLL = 0.05  # seconds between looks while a run begins
 
 
@@ -97,21 +97,31 @@ def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
 
     A machine that was made for the run, and costs as long as it is there, is given back then.
     """
-    record = records.latest(record)
+    return examine(record, say=say, collect=collect, use=False)[0]
+
+
+def examine(record: Record, *, say: Say, collect: bool = True, use: bool = True) -> tuple[Record, ProcessUsage | None]:
+    """Do what `observe` does and, with `use`, return what the run's processes use, over the same connection.
+
+    CPU is that since the look before, or since the agent began where there was none or it is too short ago to tell.
+    None for a run that has ended or can't be reached.
+    """
+    record, used = records.latest(record), None
     if record.removed or (record.outputs.status.final and not collect):
-        return record
+        return record, None
     if record.outputs.status.final and record.collected:
-        return _given_back(record, say)
+        return _given_back(record, say), None
     try:
         with contextlib.closing(reach(record)) as executor:
             record = records.save(_observe(record, executor, say, collect))
+            used = _usage(record, executor) if use and not record.outputs.status.final else None
     except ConnectionBroken as error:
         if record.outputs.status.final:
             raise
         reason = "on_another_machine" if isinstance(error, OnAnotherMachine) else "no_connection"
         outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason=reason, detail=error.message)
-        return records.save(record.with_outputs(outputs))
-    return _given_back(record, say) if collect else record
+        return records.save(record.with_outputs(outputs)), None
+    return (_given_back(record, say) if collect else record), used
 
 
 def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2) -> Record:
@@ -159,27 +169,6 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
     return record
 
 
-def usage(record: Record) -> ProcessUsage | None:
-    """Return what the run's processes use; None when it does not run.
-
-    CPU is that since the look before, or since the agent began where there was none or it is too short ago to tell.
-    """
-    if record.removed or record.outputs.status.final:
-        return None
-    with contextlib.closing(reach(record)) as executor:
-        look = executor.status(record.run_id, usage=True)
-    if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
-        return None
-    ticks, uptime = (records.load(record.run_id) or record).cpu_seen
-    if look.uptime - uptime < SHORTEST_SPAN or look.ticks < ticks or not uptime:
-        begun = look.meta.started_at if look.meta and look.meta.started_at else look.now
-        ticks, uptime = 0, look.uptime - max(look.now - begun, 0.0)
-    elapsed = max(look.uptime - uptime, 0.01)
-    cpu = (look.ticks - ticks) / look.ticks_per_second / elapsed * 100
-    records.save(replace(records.load(record.run_id) or record, cpu_seen=(look.ticks, look.uptime)))
-    return ProcessUsage(cpu=round(cpu, 1), mem=round(look.resident / 1e6, 1), processes=look.processes)
-
-
 def kill(record: Record, *, say: Say) -> Record:
     """End the agent; what it did is saved and brought back. Nothing to do for a run that has ended."""
     if not (record.removed or record.outputs.status.final):
@@ -212,7 +201,7 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
             raise
         except (ConnectionBroken, ExecutorUnavailable) as error:
             if not discard:
-                raise
+                raise _unreached(record, error) from error
             _give_up(record, error, say)
             return
         if look.state is not None and not look.state.final:
@@ -242,6 +231,13 @@ def reach(record: Record) -> Executor:
             f"run {record.run_id} is on {error.message}: not reached from here",
             next_step=f"repeat it there, or give the run up with `coding-agent destroy {record.stack} --discard`",
         ) from None
+
+
+def _unreached(record: Record, error: CodingAgentError) -> CodingAgentError:
+    """Return the error with both ways on: to repeat it, and to do without the target."""
+    step = error.next_step or "see that it can be reached"
+    give_up = f"`coding-agent destroy {record.stack} --discard` gives the run up, with what is there"
+    return type(error)(error.message, next_step=f"{step}, then repeat this; {give_up}")
 
 
 def _uncollected(record: Record, executor: Executor) -> InvalidInput:
@@ -358,6 +354,20 @@ def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Rec
     return record
 
 
+def _usage(record: Record, executor: Executor) -> ProcessUsage | None:
+    look = executor.status(record.run_id, usage=True)
+    if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
+        return None
+    ticks, uptime = (records.load(record.run_id) or record).cpu_seen
+    if look.uptime - uptime < SHORTEST_SPAN or look.ticks < ticks or not uptime:
+        begun = look.meta.started_at if look.meta and look.meta.started_at else look.now
+        ticks, uptime = 0, look.uptime - max(look.now - begun, 0.0)
+    elapsed = max(look.uptime - uptime, 0.01)
+    cpu = (look.ticks - ticks) / look.ticks_per_second / elapsed * 100
+    records.save(replace(records.load(record.run_id) or record, cpu_seen=(look.ticks, look.uptime)))
+    return ProcessUsage(cpu=round(cpu, 1), mem=round(look.resident / 1e6, 1), processes=look.processes)
+
+
 def _looks(
     record: Record, executor: Executor, follower: Follower, tell: Say, say: Say, stop: threading.Event, poll: float
 ) -> Iterator[Look]:
@@ -365,7 +375,7 @@ def _looks(
 
     A connection that breaks is tried again, for `RECONNECT_LIMIT` seconds; then nothing more is yielded.
     """
-    broken: float | None = None
+    patience = Patience(say)
     for number in _rounds(stop, poll):
         try:
             for line in follower.new_lines():
@@ -376,16 +386,11 @@ def _looks(
         except TargetGone:
             return
         except ConnectionBroken as error:
-            if broken is None:
-                say(f"the connection is broken, trying again: {error.message}")
-                broken = time.monotonic()
-            if time.monotonic() - broken > RECONNECT_LIMIT:
+            if not patience.lasts(error):
                 return
             continue
         if look is not None:
-            if broken is not None:
-                say("connected again")
-                broken = None
+            patience.rewarded()
             yield look
 
 
