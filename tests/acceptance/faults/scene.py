@@ -17,8 +17,11 @@ from typing import Any
 
 from acceptance.faults.table import Row
 from containers import BASE
+from fakes.hetzner_api import HetznerApi
 from fakes.scenarios import scenario
+from machines.cloud_server import seen_from_here
 from machines.dockerd import Dockerd
+from machines.machine import Machine
 from machines.relay import Relay
 from machines.ssh_host import SshHost
 from processes import arguments_of, processes_with_text
@@ -58,6 +61,7 @@ class Scene:
     user: User
     engine: Dockerd | None
     there: Host | None = None
+    cloud: HetznerApi | None = None
     process: subprocess.Popen[str] | None = None
     healing: list[Callable[[], object]] = field(default_factory=list)
     # For whoever reads why a test failed: what the command said, and what was left.
@@ -72,7 +76,7 @@ class Scene:
         if self.there and not self._removed():
             argv += [self.there.root, str(self.there.seen)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=True)
-        return sorted(done.stdout.splitlines())
+        return sorted([*done.stdout.splitlines(), *(self.cloud.listed() if self.cloud else [])])
 
     def left(self, before: list[str]) -> list[str]:
         """Return what is there that was not there before."""
@@ -91,6 +95,8 @@ class Scene:
             roots = list(self.engine.volumes.glob("coding-agent-*/_data"))
         if self.there:
             roots = [self.there.seen]
+        if self.cloud:
+            roots = [seen_from_here(each, "/home/agent/.coding-agent") for each in self.machines()]
         found = [folder for root in roots for folder in root.glob("runs/*") if (folder / ".meta.json").exists()]
         return found[0] if found else None
 
@@ -99,6 +105,11 @@ class Scene:
         assert self.engine
         found = self.engine.docker.of_project(self.user.project)
         return found[0] if found else None
+
+    def machines(self) -> list[Machine]:
+        """Return the servers that there are."""
+        assert self.cloud
+        return [self.cloud.machine(each["name"]) for each in self.cloud.servers()]
 
     # Moments
 
@@ -115,7 +126,7 @@ class Scene:
         user.job(
             prompt=scenario("edit+gate"),
             repo=".",
-            executor={"container": "box", "ssh": "crib"}.get(self.row.executor, "local"),
+            executor={"container": "box", "ssh": "crib", "hetzner": "cloud"}.get(self.row.executor, "local"),
             limits={"grace": "1s", "linger": "2s", "timeout": "5m"},
         )
         user.commit_all()
@@ -164,6 +175,8 @@ class Scene:
     def _making(self) -> bool:
         if self.there:
             return any(self.there.seen.glob(".incoming/*"))
+        if self.cloud:
+            return bool(self.cloud.servers())
         return bool(self.engine.docker.left(self.user.project) if self.engine else self._of("pulumi"))
 
     def _starting(self) -> bool:
@@ -229,6 +242,32 @@ class Scene:
     def _remove_host(self) -> None:
         assert self.there
         self.there.host.docker("rm", "-f", "-v", self.there.host.container)
+
+    def _delete_server(self) -> None:
+        assert self.cloud
+        for each in self.cloud.servers():
+            self.cloud.delete_server(each["id"])
+
+    def _restart_server(self) -> None:
+        for each in self.machines():
+            each.power_off()
+            each.power_on()
+
+    def _api_down(self) -> None:
+        assert self.cloud
+        down = contextlib.ExitStack()
+        down.enter_context(self.cloud.down())
+        self.healing.append(down.close)
+
+    def _api_fails(self) -> None:
+        assert self.cloud
+        self.cloud.switches.limit_rate(3)
+        self.cloud.switches.refuse(3, status=503)
+
+    def _api_slow(self) -> None:
+        assert self.cloud
+        self.cloud.switches.delay = 1.0
+        self.healing.append(self.cloud.switches.off)
 
     def _removed(self) -> bool:
         return self.row.fault == "remove host" and self.process is not None

@@ -36,6 +36,11 @@ FAULTS = {
     "kill sshd": "kill -9 of sshd and what it has begun for each connection; it is started again",
     "restart host": "the host goes down and comes up",
     "remove host": "the host is gone for good",
+    "delete server": "the server is deleted in the cloud",
+    "restart server": "the server boots anew",
+    "api down": "nobody can connect to the cloud's API, until everything has given up",
+    "api fails": "the cloud's API refuses with 503, and with 429 before that",
+    "api slow": "the cloud's API takes a second for each answer",
     "disk full there": "the disk with the run's folder is full",
     "disk full here": "the disk with the records is full, and has room again later",
     "truncate meta": "the run's state is cut off in the middle",
@@ -94,6 +99,7 @@ def _rows() -> Iterator[Row]:
     yield Row("container", "run", "pause container")
     yield Row("container", "collect", "restart dockerd", ("succeeded", "lost"))
     yield from _rows_of_hosts()
+    yield from _rows_of_servers()
 
 
 def _rows_of_hosts() -> Iterator[Row]:
@@ -119,6 +125,22 @@ def _rows_of_hosts() -> Iterator[Row]:
         yield Row("ssh", moment, "kill cli")
     yield Row("ssh", "start", "kill plugin")
     yield Row("ssh", "destroy", "kill engine", ANY)
+
+
+def _rows_of_servers() -> Iterator[Row]:
+    yield Row("hetzner", "target", "delete server", agents=1)
+    yield Row("hetzner", "run", "delete server", LOST, kept=False)
+    yield Row("hetzner", "collect", "delete server", ("succeeded", "lost"), kept=False)
+    yield Row("hetzner", "destroy", "delete server", ANY)
+    yield Row("hetzner", "run", "restart server", LOST)
+    for moment in ("target", "run", "collect"):
+        yield Row("hetzner", moment, "api down")
+    yield Row("hetzner", "destroy", "api down", ANY)
+    yield Row("hetzner", "target", "api fails")
+    yield Row("hetzner", "destroy", "api fails", ANY)
+    yield Row("hetzner", "target", "api slow")
+    yield Row("hetzner", "collect", "kill engine")
+    yield Row("hetzner", "destroy", "kill engine", ANY)
 
 
 TABLE = tuple(_rows())

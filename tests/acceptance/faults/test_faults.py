@@ -12,10 +12,12 @@ import pytest
 from acceptance.faults.scene import SMALL, Host, Scene, small_disk
 from acceptance.faults.table import TABLE, Row
 from containers import Docker
+from fakes.hetzner_api import HetznerApi
 from machines import ssh_host as ssh_hosts
 from machines.dockerd import Dockerd, dockerd
 from machines.relay import relay
 from machines.ssh_host import SshHost
+from renter import make_renter
 from user import User
 from waiting import until
 
@@ -59,6 +61,11 @@ def _scene(row: Row, user: User, request: pytest.FixtureRequest) -> Iterator[Sce
         there: Host | None = None
         if row.executor == "ssh":
             there = after.enter_context(_host(row, user, request))
+        cloud: HetznerApi | None = None
+        if row.executor == "hetzner":
+            assert request.getfixturevalue("command_plugin") == request.getfixturevalue("hcloud_plugin")
+            cloud = request.getfixturevalue("hetzner_api")
+            make_renter(user, cloud, request.getfixturevalue("hcloud_plugin"))
         if row.executor == "container":
             request.getfixturevalue("container_user")
             engine = request.getfixturevalue("engine")
@@ -70,7 +77,7 @@ def _scene(row: Row, user: User, request: pytest.FixtureRequest) -> Iterator[Sce
                 engine = after.enter_context(_dockerd_on_small_disk(user, SMALL[row.fault]))
             elif there is None:
                 after.enter_context(small_disk(user.home / ".coding-agent", SMALL[row.fault]))
-        yield Scene(row, user, engine, there)
+        yield Scene(row, user, engine, there, cloud)
 
 
 @contextlib.contextmanager
