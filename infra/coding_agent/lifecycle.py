@@ -373,7 +373,7 @@ def _looks(
 ) -> Iterator[Look]:
     """Tell what is new in the log, and yield a look at the run in every third round; `say` is told what hinders that.
 
-    A connection that breaks is tried again, for `RECONNECT_LIMIT` seconds; then nothing more is yielded.
+    A connection that breaks is tried again, as long as `Patience` lasts; then nothing more is yielded.
     """
     patience = Patience(say)
     for number in _rounds(stop, poll):

@@ -49,7 +49,7 @@ def test_following_a_log(crib: User, ssh_host: SshHost, fault: str, tmp_path: Pa
         ssh_host.run("bash", "-c", f"touch /home/plain/.coding-agent/runs/{run_id}/workspace/go", user="plain")
         assert process.wait(BOUND) == 0, shown.read_text()
         assert lines() == list(range(1, len(lines()) + 1))
-        assert "connected again" in shown.read_text()
+        assert fault == "cut" or "connected again" in shown.read_text()  # a cut one is mostly replaced unnoticed
 
 
 def test_a_host_that_restarts(crib: User, ssh_host: SshHost, claude_program: Path) -> None:
