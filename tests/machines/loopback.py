@@ -1,0 +1,54 @@
+"""Addresses of 127.0.0.0/8 and names that no other test process of this machine has, until this one ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+_FOLDER = Path(tempfile.gettempdir()) / "coding-agent-tests"
+NETWORK = "127.0.2"  # the last number is an address's own
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A name that is this process's own; the kernel gives it back when the process ends, however it ends."""
+
+    name: str
+    lock: BinaryIO
+
+    def release(self) -> None:
+        """Give it back."""
+        self.lock.close()
+
+
+def claim(name: str) -> Claim | None:
+    """Take a name; None where a living process has it."""
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    lock = (_FOLDER / f"{name}.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return Claim(name, lock)
+
+
+def claim_address() -> Claim:
+    """Take an address; its name is the address."""
+    # Each process begins elsewhere: an address that was just given back is in somebody's known_hosts or in TIME_WAIT.
+    for offset in range(1, 255):
+        if found := claim(f"{NETWORK}.{1 + (os.getpid() * 37 + _taken() + offset) % 254}"):
+            return found
+    raise AssertionError(f"all addresses of {NETWORK}.0/24 are taken: locks in {_FOLDER}")
+
+
+def _taken() -> int:
+    _counter[0] += 1
+    return _counter[0]
+
+
+_counter = [0]
