@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import containers, looking, supervisor, updates
+from benchmarks import containers, looking, remote, supervisor, updates
 from benchmarks.measure import Report
 from benchmarks.world import World, world
 
@@ -33,6 +33,8 @@ BENCHMARKS: dict[str, Callable[[World, int], Report | list[Report]]] = {
     "container-logs": containers.log_latency,
     "container-program": containers.program,
     "container-many": containers.at_once,
+    "ssh-up": remote.first_up,
+    "ssh-from-afar": remote.from_afar,
 }
 RESULTS = Path(__file__).parent / "results"
 

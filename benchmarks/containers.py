@@ -57,7 +57,6 @@ print(json.dumps(took))
 
 def _box(world: World, image: str = BASE) -> None:
     """Give the world an executor `box`, and what it needs in its caches."""
-    from coding_agent import plugins
     from coding_agent.paths import cache_dir
     from containers import Docker, base_image
 
@@ -71,12 +70,7 @@ def _box(world: World, image: str = BASE) -> None:
         claude.for_platform(claude.platform_name(), None, print)
         programs.parent.mkdir(parents=True, exist_ok=True)
         programs.symlink_to(cache_dir() / "claude")
-    if not (world.home / "pulumi" / "plugins").exists():
-        plugins.find_or_install("docker", print)
-        from coding_agent.paths import engine_home
-
-        (world.home / "pulumi").mkdir(exist_ok=True)
-        (world.home / "pulumi" / "plugins").symlink_to(engine_home() / "plugins")
+    world.plugin("docker")
 
 
 def _docker(world: World, *argv: str) -> str:

@@ -43,6 +43,17 @@ class World:
         """Run the command line."""
         return self.run("coding-agent", *argv, ok=ok)
 
+    def plugin(self, name: str) -> None:
+        """Give the engine here a plugin, and with it all that the caller's own engine has."""
+        from coding_agent import plugins
+        from coding_agent.paths import engine_home
+
+        plugins.find_or_install(name, print)
+        folder = self.home / "pulumi" / "plugins"
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            folder.symlink_to(engine_home() / "plugins")
+
     def task(self, name: str, text: str) -> None:
         """Write a task file."""
         (self.project / "tasks" / f"{name}.yaml").write_text(text, encoding="utf-8")

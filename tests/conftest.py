@@ -11,6 +11,7 @@ import pytest
 import shared_cache
 from containers import Docker, base_image
 from fakes.messages_api import MessagesApi
+from machines import ssh_host as ssh_hosts
 from processes import end_processes_of, processes_with_text
 from user import MIRROR, User, make_home, make_user
 
@@ -68,6 +69,16 @@ def user(home: Path, tmp_path: Path, messages_api: MessagesApi, claude_program: 
 @pytest.fixture(scope="session")
 def docker_plugin(engine_folder: Path) -> Path:
     """Return the folder of the engine's plugins, with the one for containers, unpacked once for all tests."""
+    return _plugin("docker", engine_folder)
+
+
+@pytest.fixture(scope="session")
+def command_plugin(engine_folder: Path) -> Path:
+    """Return the folder of the engine's plugins, with the one for hosts, unpacked once for all tests."""
+    return _plugin("command", engine_folder)
+
+
+def _plugin(name: str, engine_folder: Path) -> Path:
     from coding_agent import plugins
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +87,7 @@ def docker_plugin(engine_folder: Path) -> Path:
         patch.setenv("PATH", os.pathsep.join([str(engine_folder), os.environ["PATH"]]))
         if MIRROR.is_dir() and not os.environ.get("CODING_AGENT_PULUMI_MIRROR"):
             patch.setenv("CODING_AGENT_PULUMI_MIRROR", str(MIRROR))
-        plugins.find_or_install("docker", print)
+        plugins.find_or_install(name, print)
     return shared_cache.FOLDER / "pulumi-home" / "plugins"
 
 
@@ -115,3 +126,10 @@ def docker() -> Docker:
 def container_image(docker: Docker) -> str:
     """Return the image that tests run in."""
     return base_image(docker)
+
+
+@pytest.fixture(scope="session")
+def ssh_host(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssh_hosts.SshHost]:
+    """Return a host to log in to, with users of every kind; all tests of this session share it."""
+    with ssh_hosts.ssh_host(docker, tmp_path_factory.mktemp("ssh")) as host:
+        yield host

@@ -114,33 +114,44 @@ class Docker:
 
 
 def base_image(docker: Docker) -> str:
-    """Return the image that tests run in; made once a machine, and imported where an engine has it not yet."""
+    """Return the image that tests run in."""
+    return debian_image(docker, BASE, _PACKAGES)
+
+
+def debian_image(docker: Docker, name: str, packages: str, *commands: str) -> str:
+    """Return an image of Debian with these packages; made once a machine, imported where an engine has it not yet.
+
+    `commands` are run in its files, as `mmdebstrap --customize-hook` does.
+    """
     shared_cache.FOLDER.mkdir(parents=True, exist_ok=True)
-    with (shared_cache.FOLDER / ".base-image.lock").open("w") as lock:
+    kind = name.partition("/")[2].partition(":")[0]
+    with (shared_cache.FOLDER / f".{kind}-image.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if docker("images", "-q", BASE):
-            return BASE
-        archive = _root_files()
-        docker("import", "--change", "CMD bash", str(archive), BASE)
-    return BASE
+        if docker("images", "-q", name):
+            return name
+        archive = _root_files(name.partition("/")[2].replace(":", "-"), packages, commands)
+        docker("import", "--change", "CMD bash", str(archive), name)
+    return name
 
 
-def _root_files() -> Path:
-    archive = shared_cache.FOLDER / "debian-bookworm.tar"
+def _root_files(name: str, packages: str, commands: Sequence[str]) -> Path:
+    archive = shared_cache.FOLDER / f"debian-bookworm-{name}.tar"
     if archive.is_file():
         return archive
+    for outdated in shared_cache.FOLDER.glob(f"debian-bookworm-{name.rpartition('-')[0]}-*.tar"):
+        outdated.unlink()
     part = archive.with_suffix(".part.tar")
     # Without documentation; dpkg leaves out what is asked here.
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "man", "locale")]
     subprocess.run(
         [
-            *("mmdebstrap", "--variant=minbase", f"--include={_PACKAGES}"),
+            *("mmdebstrap", "--variant=minbase", f"--include={packages}"),
             *("--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false"),
-            *(*left_out, "bookworm", str(part)),
+            *(*left_out, *(f"--customize-hook={each}" for each in commands), "bookworm", str(part)),
         ],
         check=True,
         capture_output=True,
-        timeout=600,
+        timeout=900,
     )
     part.replace(archive)
     return archive

@@ -20,7 +20,7 @@ from fakes.messages_api import MessagesApi
 LIMIT = 240.0  # seconds for one command
 API_KEY = "sk-ant-test-key-of-the-suite"
 MIRROR = Path(__file__).parents[1].parent / "shared" / "pulumi"
-_OURS = ("ANTHROPIC_", "PULUMI_", "CODING_AGENT_", "CLAUDE_", "CLAUDECODE", "GIT_")
+_OURS = ("ANTHROPIC_", "PULUMI_", "CODING_AGENT_", "CLAUDE_", "CLAUDECODE", "GIT_", "SSH_")
 
 
 @dataclass(frozen=True)

@@ -109,14 +109,20 @@ def _made_absolute(chosen: Backend) -> dict[str, str]:
     return {name: value for name, value in found.items() if value and value != os.environ.get(name)}
 
 
-def exports(shell: str = "bash", *, root: Path | None = None, progress: Progress = quiet) -> str:
-    """Return the lines that give a shell (bash, zsh, fish) the same engine, backend and passphrase.
+def exports(
+    shell: str = "bash",
+    *,
+    root: Path | None = None,
+    more: Mapping[str, str] | None = None,
+    progress: Progress = quiet,
+) -> str:
+    """Return the lines that give a shell (bash, zsh, fish) the same engine, backend and passphrase, and `more`.
 
     Raises InvalidInput for another shell, and what `environment` raises.
     """
     if shell not in ("bash", "zsh", "fish", "sh"):
         raise InvalidInput(f"no lines for the shell {shell!r}", next_step="use bash, zsh or fish")
-    added = environment(root, progress=progress)
+    added = {**environment(root, progress=progress), **(more or {})}
     if backend(root).chosen_by == "project":
         # The engine reads it there itself; the shell may go to another project, where it would be wrong.
         added.pop("PULUMI_BACKEND_URL", None)

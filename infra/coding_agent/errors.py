@@ -80,6 +80,18 @@ class TargetGone(ConnectionBroken):
     """The target that was made for a run is not there any more, and nothing of it: proven, not guessed."""
 
 
+class LoginRefused(ConnectionBroken):
+    """The host answers, and accepts none of the keys that there are for it."""
+
+
+class HostKeyUnknown(ConnectionBroken):
+    """The host is known by no key, or by none that can be checked: nothing was sent to it."""
+
+
+class HostKeyChanged(ConnectionBroken):
+    """The host shows another key than the one it is known by: nothing was sent to it."""
+
+
 class PluginMissing(CodingAgentError):
     """No plugin of the engine's for what a stack declares, and none of the ways to get one worked."""
 

@@ -16,6 +16,11 @@ _SOCKET_FOLDERS = ("/run", "/var/run")
 
 def forbidden(executor: Mapping[str, Any], allowed: Collection[str]) -> Iterator[tuple[FieldPath, str]]:
     """Yield the place and the message of everything that the user's own file would have to allow."""
+    # A run takes the user's credential along: nobody else says to which host, or at whose cost a server is made.
+    if executor.get("type") == "ssh" and "ssh_host" not in allowed:
+        yield ("type",), _refusal("your access to a host", "ssh_host")
+    if executor.get("type") == "hetzner" and "cloud_server" not in allowed:
+        yield ("type",), _refusal("servers, which you pay for", "cloud_server")
     if executor.get("use_host_login") and "host_login" not in allowed:
         yield ("use_host_login",), _refusal("this machine's Claude login", "host_login")
     network = str(executor.get("network", ""))

@@ -82,6 +82,8 @@ def _params(task: Task, packed: Packed | None, found: Surroundings) -> dict[str,
         "held": "yes" if found.held else "",
         **watched,
     }
+    if found.scope:
+        params |= {"scope": "yes", "cpus": f"{limits.cpus or 0:.3f}"}
     for name in ("timeout", "setup", "first_event", "idle", "linger", "grace"):
         params[name] = str(max(1, round(getattr(limits, name) or 0)))
     if packed is not None:

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 from coding_agent import executors, outcome, records
 from coding_agent.collect import collect as bring_back
 from coding_agent.collect import log_path
-from coding_agent.errors import CodingAgentError, ConnectionBroken, InvalidInput, OnAnotherMachine
+from coding_agent.errors import (
+    CodingAgentError,
+    ConnectionBroken,
+    ExecutorUnavailable,
+    InvalidInput,
+    OnAnotherMachine,
+)
 from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
 from coding_agent.records import Record
 from coding_agent.run import Outputs, ProcessUsage, State
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 UNREADABLE_LIMIT = 20.0  # seconds without a readable state; its supervisor writes it anew much sooner
+GIVEN_UP = "given_up"  # the reason of a run whose target did not answer any more when it was discarded
 SHORTEST_SPAN = 0.5  # seconds over which a percentage of CPU says something
 RECONNECT_LIMIT = 60.0  # seconds for which a connection that breaks is tried again
 BEGIN_POLL = 0.05  # seconds between looks while a run begins
@@ -166,13 +173,23 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
     """End the run, bring its work back unless `discard`, and remove it from the target.
 
     Raises `InvalidInput` when work would be lost that was kept back or could not be brought back; nothing is removed.
+    With `discard` a target that does not answer is given up: what it left there is removed by nobody.
     """
     record = records.latest(record)
     if record.removed:
         return
-    with contextlib.closing(reach(record)) as executor:
-        executor.wake()
-        look = executor.status(record.run_id)
+    with contextlib.ExitStack() as stack:
+        try:
+            executor = stack.enter_context(contextlib.closing(reach(record)))
+            executor.wake()
+            look = executor.status(record.run_id)
+        except OnAnotherMachine:
+            raise
+        except (ConnectionBroken, ExecutorUnavailable) as error:
+            if not discard:
+                raise
+            _give_up(record, error, say)
+            return
         if look.state is not None and not look.state.final:
             say(f"ending run {record.run_id}, which was started in {record.root}")
             executor.kill(record.run_id)
@@ -213,6 +230,17 @@ def _uncollected(record: Record, executor: Executor) -> InvalidInput:
         if missing
         else f"look at {where}; {give_up}",
     )
+
+
+def _give_up(record: Record, error: CodingAgentError, say: Say) -> None:
+    """Write down that a run's target does not answer, and that nobody is to ask it again."""
+    lost = f"given up: {error.message}; what it left on {record.outputs.executor} is removed by nobody"
+    say(f"run {record.run_id} is {lost}")
+    outputs = replace(record.outputs, notices=(*record.outputs.notices, lost))
+    if not outputs.status.final:
+        outputs = replace(outputs, status=State.LOST, reason=GIVEN_UP, detail=error.message)
+    records.save(replace(record, outputs=outputs, removed=True))
+    _release(record)
 
 
 def _release(record: Record) -> None:

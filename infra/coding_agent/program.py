@@ -77,7 +77,7 @@ def find_task(root: Path, stack: str) -> Path:
     named = pulumi.Config("coding-agent").get("task")
     if named:
         return root / Path(named).expanduser()
-    files = [root / "tasks" / f"{stack}{suffix}" for suffix in (".yaml", ".yml")]
+    files = usual_files(root, stack)
     for file in files:
         if file.is_file():
             return file
@@ -85,6 +85,11 @@ def find_task(root: Path, stack: str) -> Path:
         f"stack {stack} has no task: there is no {files[0]}",
         next_step=f"write it, or name another file: pulumi config set coding-agent:task FILE --stack {stack}",
     )
+
+
+def usual_files(root: Path, stack: str) -> list[Path]:
+    """Return where the task of a stack is, unless another file is named for it; the first that there is counts."""
+    return [root / "tasks" / f"{stack}{suffix}" for suffix in (".yaml", ".yml")]
 
 
 def main() -> None:

@@ -117,6 +117,11 @@ def everything() -> list[Record]:
     return sorted((r for r in found if r is not None), key=lambda r: r.created_at, reverse=True)
 
 
+def of_stack(root: Path, stack: str) -> list[Record]:
+    """Return the records of a stack's runs in the project at `root`, newest first."""
+    return [each for each in everything() if each.stack == stack and each.root == str(root)]
+
+
 def find(name: str, *, root: str | None = None) -> Record:
     """Return the record of that run id (or its unambiguous beginning), else the newest run of the task of that name.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coding_agent.task import Task
 
 BUILT_IN = "local"
+INLINE = "inline"  # the name of an executor that is written out in a task file
 _OF_EVERY_TYPE = ("name", "type", "labels", "claude_path")
 
 
@@ -136,7 +137,7 @@ def read(document: Document) -> Settings:
     )
 
 
-def spec(values: Mapping[str, Any], *, name: str = "inline") -> ExecutorSpec:
+def spec(values: Mapping[str, Any], *, name: str = INLINE) -> ExecutorSpec:
     """Return an executor of a mapping that the schema allows."""
     return ExecutorSpec(
         name=values.get("name", name),

@@ -21,12 +21,14 @@ from pulumi.automation import CommandResult
 from pulumi.automation import errors as failures
 from pulumi.runtime.rpc import UNKNOWN
 
-from coding_agent import backend, engine, executors, locks, paths, plugin, plugins, program, records
+from coding_agent import backend, engine, executors, host_steps, locks, paths, plugin, plugins, program, records
 from coding_agent.command import Call, Command
-from coding_agent.errors import EngineFailed, NotFound
+from coding_agent.errors import ConnectionBroken, EngineFailed, NotFound
+from coding_agent.executors.frozen_steps import FrozenSteps
 from coding_agent.inprocess import serving
 from coding_agent.project import Project, name_task, open_project
 from coding_agent.run import outputs_dict, outputs_from
+from coding_agent.settings import ExecutorSpec
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
@@ -64,9 +66,12 @@ class _Heard:
     changes: Mapping[str, int] = field(default_factory=dict)
     outputs: Mapping[str, Any] | None = None
     refused: Exception | None = None
+    hosts: tuple[ExecutorSpec, ...] = ()  # that the update may log in to
+    steps: FrozenSteps = field(default_factory=FrozenSteps)  # on hosts
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Take an event of the engine's."""
+        self.steps.event(event)
         if "summaryEvent" in event:
             self.changes = event["summaryEvent"]["resourceChanges"]
         said = event.get("diagnosticEvent")
@@ -165,7 +170,15 @@ class Stack:
         self._reach_targets()
         before = _content(self.project.stack_file(self.name))
         variables = {plugin.DISCARD: "1" if discard else ""}
-        self._guarded(heard, lambda: self._update(heard, variables, "destroy", "--yes", "--skip-preview", "--remove"))
+        arguments = ("destroy", "--yes", "--skip-preview", "--remove")
+        try:
+            self._guarded(heard, lambda: self._update(heard, variables, *arguments))
+        except ConnectionBroken:
+            # The run was given up. What the plugin would do on a host that does not answer has to be, too.
+            if not (discard and host_steps.forget(self._run)):
+                raise
+            again = self._listen(say)
+            self._guarded(again, lambda: self._update(again, variables, *arguments))
         self._tidy(before)
 
     def outputs(self) -> dict[str, Any]:
@@ -176,8 +189,8 @@ class Stack:
 
     def _reach_targets(self) -> None:
         """See that what holds the stack's targets answers: without the program nobody else says so, or starts it."""
-        for record in records.everything():
-            if record.stack == self.name and record.root == str(self.project.root) and not record.removed:
+        for record in records.of_stack(self.project.root, self.name):
+            if not record.removed:
                 executors.reach(record.spec)
 
     def _listen(self, say: Say) -> _Heard:
@@ -237,6 +250,7 @@ class Stack:
 
     def _failure(self, heard: _Heard, error: failures.CommandError) -> BaseException:
         refused = heard.refused or plugin.handed_over(heard.refusal)
+        refused = refused or host_steps.failure(heard.errors, heard.steps, heard.hosts)
         if refused is not None:
             return refused
         if isinstance(error, failures.StackNotFoundError):
@@ -271,8 +285,12 @@ class Stack:
         variables = {"PULUMI_DEBUG_COMMANDS": "true", **ours, **variables}
         if os.environ.get("CODING_AGENT_CONFIG"):
             variables["CODING_AGENT_CONFIG"] = str(paths.config_file().absolute())  # the engine runs in another folder
-        with serving(lambda: self._program(heard), heard.event) as served:
-            return self._run(*arguments, "--color", "never", *served, variables=variables)
+        # A preview does nothing on a host.
+        heard.hosts = host_steps.hosts(self.project.root, self.name, self._task_file)
+        logging_in = host_steps.logging_in(() if "preview" in arguments else heard.hosts, heard.say)
+        heard.steps = FrozenSteps()
+        with logging_in as keys, heard.steps, serving(lambda: self._program(heard), heard.event) as served:
+            return self._run(*arguments, "--color", "never", *served, variables={**variables, **keys})
 
     def _program(self, heard: _Heard) -> None:
         def seen(outputs: Mapping[str, Any]) -> None:

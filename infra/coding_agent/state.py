@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from coding_agent import executors, lifecycle, records
-from coding_agent.errors import CodingAgentError, InvalidInput, OnAnotherMachine
+from coding_agent.errors import CodingAgentError, ConnectionBroken, ExecutorUnavailable, InvalidInput, OnAnotherMachine
 from coding_agent.records import Record
 from coding_agent.run import outputs_dict, outputs_from
 from coding_agent.settings import ExecutorSpec
@@ -73,7 +73,12 @@ def remove_unfinished(run_id: str, olds: Values, *, discard: bool, say: Say) -> 
         records.forget(run_id)  # what a start that was killed left before there was a record
     elif not record.removed:
         lifecycle.cleanup(record, discard=discard, say=say)
-    sweep({**olds, "run_id": run_id}, everything=True)
+    try:
+        sweep({**olds, "run_id": run_id}, everything=True)
+    except (ConnectionBroken, ExecutorUnavailable) as error:
+        if not discard:
+            raise
+        say(f"{error.message}: what run {run_id} left there is removed by nobody")
 
 
 def sweep(olds: Values, *, everything: bool) -> None:

@@ -141,7 +141,7 @@ def test_a_closed_pipe_is_quiet(project: Path, removing: list[str]) -> None:
 def test_a_type_not_built_yet_says_so_when_used(project: Path, tmp_path: Path) -> None:
     """A task on an executor whose type is not built ends with 3 and says so; reading the file is no error."""
     file = tmp_path / "executors.yaml"
-    file.write_text("executors:\n  - {name: crib, type: ssh, host: crib.example, user: a}\n")
+    file.write_text("executors:\n  - {name: crib, type: hetzner}\n")
     task(project, "far", "command: 'true'\nexecutor: crib\n")
     assert run("--config", str(file), "validate", cwd=project).returncode == 0
     shown = run("--config", str(file), "up", "far", "--json", cwd=project)
@@ -278,7 +278,7 @@ def test_init_keeps_what_is_there(project: Path) -> None:
 def test_executors_of_the_file(project: Path, tmp_path: Path) -> None:
     """`executors` lists what the file of --config names, and the built-in one; a type not built yet says so."""
     file = tmp_path / "executors.yaml"
-    file.write_text("executors:\n  - {name: crib, type: ssh, host: crib.example, user: a, labels: [rust]}\n")
+    file.write_text("executors:\n  - {name: crib, type: hetzner, labels: [rust]}\n")
     shown = run("--config", str(file), "executors", cwd=project)
     assert shown.returncode == 0, shown.stderr
     assert "crib" in shown.stdout

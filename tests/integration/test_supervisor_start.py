@@ -78,8 +78,8 @@ class _Cut(Executor):
         super().__init__(executor.name, executor.connection, root=executor.root, scripts=executor.scripts)
         self._arrives = stdin
 
-    def _script(self, name, *argv, stdin=None, timeout):  # type: ignore[no-untyped-def]
-        return super()._script(name, *argv, stdin=self._arrives if name == "start.sh" else stdin, timeout=timeout)
+    def script(self, name, *argv, stdin=None, timeout):  # type: ignore[no-untyped-def]
+        return super().script(name, *argv, stdin=self._arrives if name == "start.sh" else stdin, timeout=timeout)
 
 
 @pytest.mark.parametrize("arrived", [b"", b"2", b"2\n", b"2\nA=one\0", b"2\nA=one\0B=tw", b"2\nA=one\0B=two"])

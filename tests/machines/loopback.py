@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-_FOLDER = Path(tempfile.gettempdir()) / "coding-agent-tests"
+import shared_cache
+
+_FOLDER = shared_cache.FOLDER / "claims"
 NETWORK = "127.0.2"  # the last number is an address's own
 
 
@@ -37,13 +37,13 @@ def claim(name: str) -> Claim | None:
     return Claim(name, lock)
 
 
-def claim_address() -> Claim:
-    """Take an address; its name is the address."""
+def claim_address(network: str = NETWORK) -> Claim:
+    """Take an address of a network, given by its first three numbers; its name is the address."""
     # Each process begins elsewhere: an address that was just given back is in somebody's known_hosts or in TIME_WAIT.
     for offset in range(1, 255):
-        if found := claim(f"{NETWORK}.{1 + (os.getpid() * 37 + _taken() + offset) % 254}"):
+        if found := claim(f"{network}.{1 + (os.getpid() * 37 + _taken() + offset) % 254}"):
             return found
-    raise AssertionError(f"all addresses of {NETWORK}.0/24 are taken: locks in {_FOLDER}")
+    raise AssertionError(f"all addresses of {network}.0/24 are taken: locks in {_FOLDER}")
 
 
 def _taken() -> int:

@@ -238,6 +238,8 @@ def test_executors_are_looked_up_only_with_settings(project: Path) -> None:
         ("docker_socket", "{type: container, image: a, volumes: ['/var/../run:/h']}"),
         ("host_network", "{type: container, image: a, network: host}"),
         ("host_network", "{type: container, image: a, network: 'container:db'}"),
+        ("ssh_host", "{type: ssh, host: a.example}"),
+        ("cloud_server", "{type: hetzner}"),
     ],
 )
 def test_an_inline_executor_gets_only_what_the_user_allows(project: Path, permission: str, text: str) -> None:
@@ -245,7 +247,7 @@ def test_an_inline_executor_gets_only_what_the_user_allows(project: Path, permis
     text = f"prompt: a\nexecutor: {text}\n"
     (problem,) = problems(project, text)
     assert f"allow_inline: [{permission}]" in problem
-    everything = {"host_login", "mounts", "docker_socket", "host_network"}
+    everything = {"host_login", "mounts", "docker_socket", "host_network", "ssh_host", "cloud_server"}
     assert problems(project, text, Settings(allow_inline=frozenset(everything - {permission})))
     assert load(project, text, Settings(allow_inline=frozenset(everything)))
 

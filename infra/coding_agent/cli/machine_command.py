@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
@@ -26,16 +27,36 @@ def env_command(shell: str | None, as_json: bool) -> int:
     """Print what gives a shell the same engine, backend and passphrase: `eval "$(coding-agent env)"`.
 
     After that a bare `pulumi up` in the project works on the same stacks. Installs the engine where there is none.
+    For executors to log in to it starts an ssh agent that ends with the shell, where yours does not hold their keys.
     """
     from coding_agent import backend
 
     screen = Screen(as_json=as_json)
     progress = Screen(as_json=True).say  # to stderr: stdout goes into eval
+    keys = _keys(progress)
     if as_json:
-        screen.data(backend.environment(progress=progress))
+        screen.data({**backend.environment(progress=progress), **keys})
     else:
-        write(backend.exports(shell or _shell(), progress=progress))
+        write(backend.exports(shell or _shell(), more=keys, progress=progress))
     return 0
+
+
+def _keys(progress: Callable[[str], None]) -> Mapping[str, str]:
+    """Return what lets the engine's plugin log in; what keeps it from that is no reason to give a shell nothing."""
+    from coding_agent import executors
+    from coding_agent.errors import CodingAgentError
+    from coding_agent.settings import Settings
+
+    try:
+        specs = [each for each in Settings.load().executors if each.type in executors.LOGINS]
+        if not specs:
+            return {}
+        from coding_agent.executors import ssh_agent
+
+        return ssh_agent.for_shell(specs)
+    except CodingAgentError as error:
+        progress(str(error))
+        return {}
 
 
 @command(

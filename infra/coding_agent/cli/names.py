@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from coding_agent import paths, records
-from coding_agent.errors import InvalidInput, NotFound
+from coding_agent.errors import CodingAgentError, InvalidInput, NotFound
 from coding_agent.records import Record
 
 SUFFIXES = (".yaml", ".yml")
@@ -142,3 +143,13 @@ def complete_run(_context: click.Context, _parameter: click.Parameter, word: str
         if word and each.run_id.startswith(word):
             helps.setdefault(each.run_id, f"{each.stack}, {each.outputs.status}")
     return [CompletionItem(name, help=text) for name, text in helps.items() if name.startswith(word)]
+
+
+def complete_executor(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Complete the name of an executor that is reached by ssh."""
+    from coding_agent.settings import Settings
+
+    with contextlib.suppress(CodingAgentError):
+        found = Settings.load().executors
+        return [CompletionItem(each.name) for each in found if each.type == "ssh" and each.name.startswith(word)]
+    return []

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from coding_agent.task import Task
 
 # Names, not modules: a type's library is only imported when the type is used.
-MODULES = {"local": "coding_agent.executors.local", "container": "coding_agent.executors.container"}
+MODULES = {
+    "local": "coding_agent.executors.local",
+    "container": "coding_agent.executors.container",
+    "ssh": "coding_agent.executors.ssh",
+}
 # Those that have something to declare before a run.
-TARGETS = {"container": "coding_agent.executors.container_target"}
+TARGETS = {"container": "coding_agent.executors.container_target", "ssh": "coding_agent.executors.ssh_target"}
+# Those that one logs in to.
+LOGINS = ("ssh",)
 
 
 def connect(spec: ExecutorSpec, place: Mapping[str, Any] | None = None) -> Executor:
@@ -53,6 +59,11 @@ def reach(spec: ExecutorSpec) -> None:
     """
     if spec.type in TARGETS:
         _module(MODULES, spec).answers(spec)
+
+
+def try_out(spec: ExecutorSpec) -> str:
+    """Log in to a host (a type of `LOGINS`), and return who is where. Raises what keeps that from working."""
+    return str(_module(MODULES, spec).try_out(spec))
 
 
 def sweep(spec: ExecutorSpec, run_id: str, *, everything: bool) -> None:

@@ -75,6 +75,7 @@ class Surroundings:
     program: str | None  # Claude Code's, absolute; None for a task that is a command
     limits: Limits  # the task's, and the executor's where they are narrower
     held: frozenset[str] = frozenset()  # which of memory, pids, cpus and disk the target's kernel holds
+    scope: bool = False  # whether a run gets a cgroup of its own there, where it can; the supervisor sees what it holds
 
 
 class Executor:
@@ -130,23 +131,23 @@ class Executor:
         with tempfile.TemporaryFile() as archive:
             _pack(launch, archive)
             archive.seek(0)
-            self._expect(self._script("stage.sh", runs, staging, stdin=archive, timeout=timeout), "staging")
-        done = self._script("start.sh", runs, launch.run_id, staging, stdin=_frame(launch.secrets), timeout=timeout)
+            self.expect(self.script("stage.sh", runs, staging, stdin=archive, timeout=timeout), "staging")
+        done = self.script("start.sh", runs, launch.run_id, staging, stdin=_frame(launch.secrets), timeout=timeout)
         if done.exit_code != 0:
             self.cleanup(launch.run_id)
-        self._expect(done, "starting")
+        self.expect(done, "starting")
         return launch.run_id
 
     def status(self, task_id: str, *, usage: bool = False) -> Look:
         """Look at a run; one round trip. With `usage` its processes are added up too."""
         argv = [self.run_dir(task_id), *(["processes"] if usage else [])]
         try:
-            done = self._script("status.sh", *argv, timeout=30.0)
+            done = self.script("status.sh", *argv, timeout=30.0)
         except TargetGone:
             return Look(state=None, reason=TARGET_GONE)
         if done.exit_code in _KILLED:
             raise ConnectionBroken("the look at the run was ended by somebody there")
-        self._expect(done, "looking at the run")
+        self.expect(done, "looking at the run")
         seen, _, raw = done.stdout.partition(b"\n")
         try:
             probe: dict[str, Any] = json.loads(seen)
@@ -212,15 +213,15 @@ class Executor:
     def pack_artifacts(self, task_id: str, globs: tuple[str, ...], *, limit: int) -> bool:
         """Pack what matches in the workspace into artifacts.tar there, up to `limit` bytes; False when nothing does."""
         stdin = b"".join(glob.encode() + b"\0" for glob in globs)
-        done = self._script("artifacts.sh", self.run_dir(task_id), str(limit), stdin=stdin, timeout=600.0)
-        self._expect(done, "packing the artifacts")
+        done = self.script("artifacts.sh", self.run_dir(task_id), str(limit), stdin=stdin, timeout=600.0)
+        self.expect(done, "packing the artifacts")
         return done.stdout.strip() == b"packed"
 
     def kill(self, task_id: str, *, reason: str = "killed", wait: float = 60.0) -> None:
         """End a run and wait up to `wait` seconds until its end is written; nothing to do where it has ended."""
         self.wake()
-        done = self._script("stop.sh", self.run_dir(task_id), reason, str(int(wait)), timeout=wait + 700.0)
-        self._expect(done, "ending the run")
+        done = self.script("stop.sh", self.run_dir(task_id), reason, str(int(wait)), timeout=wait + 700.0)
+        self.expect(done, "ending the run")
 
     def cleanup(self, task_id: str, *, grace: int = 5) -> None:
         """Remove what is left of a run on the target: processes and folders. Can be repeated.
@@ -229,7 +230,7 @@ class Executor:
         """
         try:
             self.wake()
-            done = self._script("cleanup.sh", f"{self.root}/runs", task_id, str(grace), timeout=300.0)
+            done = self.script("cleanup.sh", f"{self.root}/runs", task_id, str(grace), timeout=300.0)
         except TargetGone:
             return
         if done.exit_code == 95:
@@ -238,23 +239,24 @@ class Executor:
                 f"processes of run {task_id} can't be ended: {pids}",
                 next_step=f"end them as their owner on {self.name}, then repeat",
             )
-        self._expect(done, "removing the run")
+        self.expect(done, "removing the run")
 
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
 
-    def _script(self, name: str, *argv: str, stdin: bytes | BinaryIO | None = None, timeout: float) -> Completed:
+    def script(self, name: str, *argv: str, stdin: bytes | BinaryIO | None = None, timeout: float) -> Completed:
+        """Run one of the supervisor's scripts on the target; see `Connection.run`."""
         command = ["bash", f"{self.scripts}/{name}", *argv]
         done = self.connection.run(command, stdin=stdin, timeout=timeout)
         if not (self._deliver and done.exit_code == _NO_SUCH_SCRIPT):
             return done
-        self._bring_scripts(timeout)
+        self.bring_scripts(timeout)
         if stdin is not None and not isinstance(stdin, bytes):
             stdin.seek(0)
         return self.connection.run(command, stdin=stdin, timeout=timeout)
 
-    def _bring_scripts(self, timeout: float) -> None:
+    def bring_scripts(self, timeout: float) -> None:
         """Bring the supervisor to the target: all of it or nothing, whoever else does the same."""
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -265,9 +267,10 @@ class Executor:
             '{ mv -T -- "$t" "$1" 2>/dev/null || { [[ -f $1/start.sh ]] && rm -rf -- "$t"; }; }'
         )
         argv = ["bash", "-c", script, "deliver", self.scripts]
-        self._expect(self.connection.run(argv, stdin=archive.getvalue(), timeout=timeout), "bringing the supervisor")
+        self.expect(self.connection.run(argv, stdin=archive.getvalue(), timeout=timeout), "bringing the supervisor")
 
-    def _expect(self, done: Completed, doing: str) -> None:
+    def expect(self, done: Completed, doing: str) -> None:
+        """Raise `StartFailed` with what the target said where a command has failed."""
         if done.exit_code != 0:
             from coding_agent.text import neutralise
 

@@ -7,8 +7,6 @@ comes in by exec and can't end it. The run's folder is a volume, so that it outl
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shlex
 import time
@@ -24,7 +22,9 @@ from coding_agent.executors.base import Executor, Surroundings
 from coding_agent.executors.connection import Completed, FilesByCommand
 from coding_agent.executors.container_engine import Engine, answering, reach
 from coding_agent.executors.container_limits import effective, held, unenforced
-from coding_agent.supervisor import SCRIPTS
+from coding_agent.executors.survey import LIMIT as _SURVEY_LIMIT
+from coding_agent.executors.survey import survey
+from coding_agent.supervisor import mark
 
 if TYPE_CHECKING:
     from coding_agent.installation import Progress
@@ -40,7 +40,6 @@ ENTRYPOINT = ("bash", "-c")
 _OWN = {"CODING_AGENT_OWN_NAMESPACE": "1"}  # tells the scripts that every process here is the run's
 _START_LIMIT = 30.0  # seconds
 _POLL = 0.02  # seconds
-_SURVEY_LIMIT = 60.0  # seconds
 
 
 class ContainerConnection(FilesByCommand):
@@ -212,7 +211,7 @@ class ContainerExecutor(Executor):
         self, spec: ExecutorSpec, connection: ContainerConnection, target: Mapping[str, Any], root: str
     ) -> None:
         """`root` is the folder of runs in the container."""
-        super().__init__(spec.name, connection, root=root, scripts=f"{root}/supervisor-{_scripts_mark()}", deliver=True)
+        super().__init__(spec.name, connection, root=root, scripts=f"{root}/supervisor-{mark()}", deliver=True)
         self._spec, self._target = spec, target
 
     @property
@@ -234,36 +233,29 @@ class ContainerExecutor(Executor):
         agent = task.prompt is not None
         program = str(self._target.get("claude") or self._spec.claude_path or "claude") if agent else ""
         wanted = task.agent.version or "" if agent else ""
-        done = self._script("survey.sh", self.root, program, "git" if task.repo else "", wanted, timeout=_SURVEY_LIMIT)
-        self._expect(done, "looking at the container")
-        head, *pairs = done.stdout.decode("utf-8", "replace").split("\0")
-        said: dict[str, Any] = json.loads(head)
-        if said["missing"]:
+        found = survey(self, program, git=task.repo is not None, version=wanted)
+        if found.missing:
             raise ExecutorUnavailable(
-                f"executor {self.name} lacks {', '.join(said['missing'].split())}",
+                f"executor {self.name} lacks {', '.join(found.missing)}",
                 next_step="use an image that has it, or make one: `coding-agent image build`",
             )
-        if agent and not said["claude"]:
+        if agent and not found.program:
             raise ClaudeMissing(
                 f"there is no Claude Code in the container of executor {self.name} ({program})",
                 next_step="install it there, or name it in the executor's claude_path",
             )
-        if wanted and said["version"].split(" ")[0] != wanted:
+        if wanted and found.version != wanted:
             raise ClaudeMissing(
-                f"{said['claude']} of executor {self.name} is Claude Code {said['version'] or '?'}; "
+                f"{found.program} of executor {self.name} is Claude Code {found.version or '?'}; "
                 f"the task demands {wanted}",
                 next_step="leave claude_path out, so that the version demanded is used, or change the task",
             )
-        environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        for name in [each for each in environment if each.startswith("CODING_AGENT_")]:
-            del environment[name]
-        environment["HOME"] = said["home"]
         limits, kept = effective(task.limits, self._spec.options), frozenset[str]()
         if self._target.get("volume"):
             kept = held(self.connection.described(), self._pids_limit() if self.connection.engine.podman else None)
         if "cpus" not in kept:
             limits = replace(limits, cpus=None)
-        return Surroundings(environment, said["home"], said["claude"] or None, limits, kept)
+        return Surroundings(found.environment, found.home, found.program, limits, kept)
 
     def _pids_limit(self) -> str:
         """Return how many processes the kernel allows the container: podman says what it was made with."""
@@ -351,10 +343,3 @@ def _root_of_existing(connection: ContainerConnection, spec: ExecutorSpec) -> st
             next_step="name a folder that can with root_dir, or another user",
         )
     return done.stdout.decode("utf-8", "replace").strip()
-
-
-def _scripts_mark() -> str:
-    digest = hashlib.sha256()
-    for file in sorted(SCRIPTS.glob("*.sh")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]

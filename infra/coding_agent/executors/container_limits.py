@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from coding_agent.errors import CodingAgentError
 from coding_agent.executors.container_engine import reach
+from coding_agent.executors.host_limits import DISK
 from coding_agent.quantities import size
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from coding_agent.task import Task
 
 MEMORY, PIDS = 2 * 1024**3, 512  # of a container made for a run, where neither task nor executor says
-_DISK = "limits.disk: watched by the supervisor every 3 s or more, in the run's folder"
 ROOM = 16  # processes that the supervisor and a look at the run need beside the agent's own
 
 
@@ -78,7 +78,7 @@ def unenforced(task: Task, spec: ExecutorSpec) -> tuple[str, ...]:
             f"{', '.join(f'limits.{name}' for name in narrower)}: executor {spec.name} allows less, which holds"
         )
     if limits.disk is not None and spec.options.get("container"):
-        said.append(_DISK)
+        said.append(DISK)
     return tuple(said)
 
 
@@ -100,4 +100,4 @@ def _without_the_kernel(limits: Limits, spec: ExecutorSpec) -> Iterator[str]:
         )
     if limits.disk is not None:
         elsewhere = "limited by the engine" if disk else "not limited"
-        yield f"{_DISK}; what is written elsewhere is {elsewhere}"
+        yield f"{DISK}; what is written elsewhere is {elsewhere}"

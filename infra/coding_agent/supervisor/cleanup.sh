@@ -5,6 +5,8 @@ set -u
 here=${BASH_SOURCE[0]%/*}
 # shellcheck source=common.sh
 . "$here/common.sh"
+# shellcheck source=scope.sh
+. "$here/scope.sh"
 
 main() {
   local runs=$1 run_id=$2 grace=$3 run=$1/$2 root=${1%/*} tried
@@ -26,6 +28,7 @@ main() {
     echo "${PIDS[*]}"
     return 95
   fi
+  remove_cgroups "$run_id"
   # A checkout may hold folders without write permission (Go's module cache, Nix): root could remove them, others not.
   [[ -d $run && ! -L $run ]] && find "$run" -xdev -type d ! -perm -u+wx -exec chmod u+rwx {} +
   rm -rf -- "${runs:?}/$run_id" "$runs/.staging-$run_id"-* || return 94

@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 LC_ALL=C
 export LC_ALL
+declare -A CGROUP=() # controller -> the run's own folder, where this process is in it: see scope.sh
 
 # Set NOW (whole seconds) and NOW_EXACT (with a fraction where this bash has one).
 clock() {
@@ -106,19 +107,25 @@ pause() { read -r -t "$1" -u 8 REPLY || :; }
 
 # scan RUN_ID SESSION ANCESTOR: every live process of the run into PIDS, and into THREADS how many threads they have.
 # The union of three marks, because each can be shed: the id in the environment (env -i), the agent's session (setsid),
-# descent from the supervisor or from any process with such a mark (a double fork).
+# descent from the supervisor or from any process with such a mark (a double fork). Where the run has a cgroup of its
+# own, that is a fourth, which the supervisor has too.
 #
 # In a container that was made for the run there is nothing to shed: see scan_namespace.
 #
-# What sheds all three escapes: `env -i setsid` whose parents have ended, where the supervisor is no subreaper (no perl,
+# What sheds all of them escapes: `env -i setsid` whose parents have ended, where the supervisor is no subreaper (no perl,
 # or another architecture than x86-64 and arm64) or has been killed. So does what was started by another's process
 # (at, cron, systemd-run, docker run), and what another user owns is found but can't be signalled.
 scan() {
-  local run_id=$1 session=$2 ancestor=$3 entry pid up hops
+  local run_id=$1 session=$2 ancestor=$3 entry pid up hops ours
   local -A parent=() found=() threads=()
   PIDS=() THREADS=0
   if [[ ${CODING_AGENT_OWN_NAMESPACE-} ]]; then
     scan_namespace "$ancestor"
+    return
+  fi
+  # Where the kernel allows no other process, what it has in that cgroup is all that can be had.
+  if [[ ${CGROUP[pids]-} ]] && ! room_to_fork; then
+    scan_cgroup "${CGROUP[pids]}"
     return
   fi
   ((ancestor)) && found[$ancestor]=1
@@ -130,15 +137,14 @@ scan() {
     ((session && STAT[3] == session)) && found[$pid]=1
   done
   while IFS= read -r entry; do
-    pid=${entry#/proc/}
-    pid=${pid%/environ}
-    if [[ ! ${parent[$pid]-} ]]; then
-      # Begun since.
-      process_stat "$pid" && [[ ${STAT[0]} != [ZX] ]] || continue
-      parent[$pid]=${STAT[1]} threads[$pid]=${STAT[17]}
-    fi
-    found[$pid]=1
-  done < <(grep -lsazx -- "CODING_AGENT_RUN_ID=$run_id" /proc/[0-9]*/environ)
+    mark_found "${entry//[!0-9]/}"
+  done < <(exec grep -lsazx -- "CODING_AGENT_RUN_ID=$run_id" /proc/[0-9]*/environ)
+  ours=$!
+  while IFS= read -r entry; do
+    pid=${entry//[!0-9]/}
+    # Begun by the supervisor, these two are in its cgroup.
+    [[ $pid == "$ours" || $pid == "$!" ]] || mark_found "$pid"
+  done < <(exec grep -lsE -- "/coding-agent-${run_id}[.]scope(/|\$)" /proc/[0-9]*/cgroup)
   for pid in "${!parent[@]}"; do
     up=$pid
     # Read one after the other, parents can even form a circle.
@@ -152,6 +158,27 @@ scan() {
     [[ $pid == "$ancestor" || $pid == "$$" || $pid == "$BASHPID" ]] && continue
     PIDS+=("$pid")
     THREADS=$((THREADS + threads[$pid]))
+  done
+}
+
+# mark_found PID: for scan. It may have begun since.
+mark_found() {
+  if [[ ! ${parent[$1]-} ]]; then
+    process_stat "$1" && [[ ${STAT[0]} != [ZX] ]] || return 0
+    parent[$1]=${STAT[1]} threads[$1]=${STAT[17]}
+  fi
+  found[$1]=1
+}
+
+# scan_cgroup FOLDER: scan in the run's own cgroup, without a fork; a little deeper, as its user may make more in it.
+scan_cgroup() {
+  local file pid
+  for file in "$1"/cgroup.procs "$1"/*/cgroup.procs "$1"/*/*/cgroup.procs; do
+    [[ -r $file ]] || continue
+    while read -r pid; do
+      [[ $pid == "$$" || $pid == "$BASHPID" ]] && continue
+      process_stat "$pid" && [[ ${STAT[0]} != [ZX] ]] && PIDS+=("$pid") && THREADS=$((THREADS + STAT[17]))
+    done 2>/dev/null <"$file"
   done
 }
 

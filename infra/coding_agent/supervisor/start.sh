@@ -6,9 +6,29 @@ set -u
 here=${BASH_SOURCE[0]%/*}
 # shellcheck source=common.sh
 . "$here/common.sh"
+# shellcheck source=scope.sh
+. "$here/scope.sh"
+
+# look_for_scope RUN: where the run shall have a cgroup of its own.
+look_for_scope() {
+  local pair most=0 many=0 cores=0 number='^(0|[1-9][0-9]{0,17})(\.[0-9]{1,9})?$'
+  SCOPED=() ENTERED=()
+  read_pairs "$1/params"
+  [[ " ${PAIRS[*]-} " == *' scope=yes '* ]] || return 0
+  for pair in "${PAIRS[@]}"; do
+    [[ ${pair#*=} =~ $number ]] || continue
+    case $pair in
+      memory=*) most=${pair#*=} ;;
+      pids=*) many=${pair#*=} ;;
+      cpus=*) cores=${pair#*=} ;;
+    esac
+  done
+  find_scope "${1##*/}" "${most%.*}" "${many%.*}" "$cores"
+  export CODING_AGENT_WHY_NOT_HELD=$WHY_NOT # for the supervisor: spawn drops it
+}
 
 main() {
-  local runs=$1 run_id=$2 staging=$3 run=$1/$2 waited launcher=() number supervisor
+  local runs=$1 run_id=$2 staging=$3 run=$1/$2 waited number supervisor launcher=()
   umask 077
   exec 8<> <(:)
   # The folder appears whole and locked: whoever looks meanwhile sees no run, or one that somebody holds.
@@ -48,7 +68,9 @@ main() {
     # shellcheck disable=SC2016  # perl's own variables
     launcher+=(perl -e '$SIG{$_} = "DEFAULT" for qw(HUP INT QUIT PIPE TERM); syscall(shift @ARGV, 36, 1, 0, 0, 0); exec @ARGV' "$number")
   fi
-  setsid "${launcher[@]}" bash "$here/supervise.sh" "$run" <&0 >"$run/supervisor.log" 2>&1 8>&- &
+  look_for_scope "$run"
+  (enter_cgroups && exec setsid "${SCOPED[@]}" "${launcher[@]}" bash "$here/supervise.sh" "$run") \
+    <&0 >"$run/supervisor.log" 2>&1 8>&- &
   supervisor=$!
   for ((waited = 0; waited < 1200; waited++)); do
     if [[ -s $run/.meta.json ]]; then
@@ -61,6 +83,7 @@ main() {
   [[ -s $run/.meta.json ]] && echo started && return 0
   head -c 4000 "$run/supervisor.log" >&2
   kill -KILL "$supervisor" 2>/dev/null
+  ((${#ENTERED[@]})) && remove_cgroups "$run_id"
   rm -rf -- "${run:?}"
   exit 98
 }

@@ -45,7 +45,9 @@ main() {
   PIDS=()
   if [[ ${2-} ]]; then
     scan "$id" 0 0
+    [[ ${CODING_AGENT_OWN_NAMESPACE-} ]] || supervisors "$run" || :
     for pid in "${PIDS[@]}"; do
+      [[ " ${SUPERVISORS[*]-} " == *" $pid "* ]] && continue
       process_stat "$pid" || continue
       ticks=$((ticks + STAT[11] + STAT[12] + STAT[13] + STAT[14]))
       read -r _ resident _ 2>/dev/null <"/proc/$pid/statm" || resident=0

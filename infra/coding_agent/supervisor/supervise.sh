@@ -15,6 +15,10 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/common.sh"
 # shellcheck source=workspace.sh
 . "$here/workspace.sh"
+# shellcheck source=scope.sh
+. "$here/scope.sh"
+# shellcheck source=kernel.sh
+. "$here/kernel.sh"
 
 WATCH_INTERVAL=2 # seconds between looks at memory and processes, where they have a limit; longer where a look is dear
 LONGEST_PAUSE=4   # seconds that are added at the most
@@ -24,15 +28,14 @@ PAGE_SIZE=$(getconf PAGESIZE)
 declare -A PARAM=(
   [name]='' [kind]=agent [workdir]='' [branch]='' [repo]='' [repo_ref]='' [identity_name]='' [identity_email]=''
   [max_turns]=0 [timeout]=7200 [setup]=900 [first_event]=120 [idle]=1800 [linger]=10 [grace]=5
-  [memory]=0 [disk]=0 [pids]=0 [held]='' [tick]=0.2 [heartbeat]=5 [created]=0
+  [memory]=0 [disk]=0 [pids]=0 [cpus]=0 [held]='' [scope]='' [tick]=0.2 [heartbeat]=5 [created]=0
 )
 declare -A SEEN=()
 STATE=starting STAGE=starting REASON='' DETAIL='' EXIT_CODE=null FINAL=false
 AGENT=0 AGENT_START=0 SESSION=0 TURNS=0 SESSION_ID='' RESULT='' PARTIAL='' MORE='' LAST_EVENT=0 KILLS=0
 STARTED_AT=null FIRST_EVENT_AT=null FIRST_TOOL_AT=null FINISHED_AT=null
 WRITTEN='' FORGED='' UNSAVED=false
-STOP='' LIMIT_HITS='' NOTICES='' HEAD_SHA='' BASE_SHA='' START_SHA='' OWN_WORKSPACE=true DISK_NEXT=0 WATCH_NEXT=0 BEAT_NEXT=0
-KERNEL_NEXT=0 OOM_KILLS=0 FORKS_REFUSED=0 PERIODS=0 THROTTLED=0 FULL_LOOKS=0 MEMORY_HIT='' PIDS_HIT='' CPUS_HIT=''
+STOP='' LIMIT_HITS='' NOTICES='' HEAD_SHA='' BASE_SHA='' START_SHA='' OWN_WORKSPACE=true DISK_NEXT=0 WATCH_NEXT=0 BEAT_NEXT=0 KERNEL_NEXT=0
 
 read_params() {
   local pair
@@ -239,71 +242,6 @@ look_at_memory_and_pids() {
   BEAT_NEXT=0
 }
 
-# kernel_count NAME FILE...: the number behind NAME in the first of these files that there is, into COUNT.
-kernel_count() {
-  local name=$1 file word number
-  shift
-  COUNT=
-  for file; do
-    [[ -r $file ]] || continue
-    while read -r word number _; do
-      [[ $word == "$name" ]] && COUNT=$number && return
-    done 2>/dev/null <"$file"
-  done
-  return 1
-}
-
-oom_kills() { kernel_count oom_kill /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; }
-forks_refused() { kernel_count max /sys/fs/cgroup/pids.events /sys/fs/cgroup/pids/pids.events; }
-throttled() { kernel_count "$1" /sys/fs/cgroup/cpu.stat /sys/fs/cgroup/cpu/cpu.stat; }
-
-# room_to_fork: whether the kernel allows another process. Where it does not, bash waits for a quarter of a minute.
-room_to_fork() {
-  local now=0 max=max
-  [[ ${PARAM[held]} ]] || return 0
-  { read -r max </sys/fs/cgroup/pids.max || read -r max </sys/fs/cgroup/pids/pids.max; } 2>/dev/null
-  [[ $max && $max != *[!0-9]* ]] || return 0
-  { read -r now </sys/fs/cgroup/pids.current || read -r now </sys/fs/cgroup/pids/pids.current; } 2>/dev/null
-  ((now + 3 <= max))
-}
-
-# begin_counting: what the kernel has counted before the agent began.
-begin_counting() {
-  [[ ${PARAM[held]} ]] || return 0
-  oom_kills && OOM_KILLS=$COUNT
-  forks_refused && FORKS_REFUSED=$COUNT
-  throttled nr_periods && PERIODS=$COUNT
-  throttled nr_throttled && THROTTLED=$COUNT
-  return 0
-}
-
-# look_at_kernel: which limits that the kernel holds were touched since the last look. Without a fork: there may be none.
-look_at_kernel() {
-  local periods
-  if oom_kills && ((COUNT > OOM_KILLS)); then
-    limit_hit memory "the kernel ended $((COUNT - OOM_KILLS)) of the run's processes for want of memory"
-    OOM_KILLS=$COUNT MEMORY_HIT=yes BEAT_NEXT=0
-  fi
-  if forks_refused && ((COUNT > FORKS_REFUSED)); then
-    [[ $PIDS_HIT ]] || limit_hit pids "the kernel refused a new process or thread: too many at once"
-    FORKS_REFUSED=$COUNT PIDS_HIT=yes
-    # Once is a tool's bad luck. Where it goes on, nothing works any more, the supervisor neither.
-    if room_to_fork; then FULL_LOOKS=0; else FULL_LOOKS=$((FULL_LOOKS + 1)); fi
-    ((FULL_LOOKS >= 3)) && end pids "the kernel allows no more processes and threads, and they are asked for all the time"
-  fi
-  if [[ ! $CPUS_HIT ]] && throttled nr_periods; then
-    periods=$COUNT
-    throttled nr_throttled || COUNT=$THROTTLED
-    # A tenth of a second each: a fifth of them, in two seconds at least, is no chance.
-    if ((periods - PERIODS >= 20 && (COUNT - THROTTLED) * 5 > periods - PERIODS)); then
-      limit_hit cpus "slowed down in $((COUNT - THROTTLED)) of $((periods - PERIODS)) periods of 0.1 s"
-      CPUS_HIT=yes
-    fi
-    ((periods - PERIODS < 20)) || PERIODS=$periods THROTTLED=$COUNT
-  fi
-  return 0
-}
-
 look_at_disk() {
   local used took=$SECONDS
   used=$(timeout 60 du -sk -- "$RUN" 2>/dev/null)
@@ -471,18 +409,6 @@ judge() {
   fi
 }
 
-# judge_by_kernel: an agent that the kernel ended, or that could not go on, for want of memory or processes.
-judge_by_kernel() {
-  [[ ${PARAM[held]} ]] || return 0
-  look_at_kernel
-  [[ $STATE == failed && $REASON =~ ^(signal|no_result|spawn_error|exit_code)$ && ! $RESULT ]] || return 0
-  if [[ $MEMORY_HIT && ($EXIT_CODE == 137 || $EXIT_CODE == 134) ]]; then
-    REASON=memory DETAIL='the kernel ended the agent for want of memory'
-  elif [[ $PIDS_HIT ]]; then
-    REASON=pids DETAIL="ended with exit code $EXIT_CODE when the kernel refused it more processes"
-  fi
-}
-
 conclude() {
   case $STOP in
     '')
@@ -568,7 +494,7 @@ main() {
   exec </dev/null 7>>"$RUN/.lock.agent"
   flock 7 # somebody who looks may hold it for a moment
   head -c 65536 /dev/zero >"$RUN/.ballast"
-  begin_counting
+  find_limits
   write_meta || exit 97
   if make_workspace && { run_setup || [[ $STOP ]]; } && [[ ! $STOP ]]; then
     meanwhile save_base
@@ -576,6 +502,7 @@ main() {
     [[ $STOP ]] || run_agent
   fi
   finish
+  [[ ! ${PARAM[scope]} ]] || leave_cgroups
 }
 
 # finish_for_the_dead REASON: the supervisor is gone. Its last .meta.json tells what was known; nothing of it is trusted

@@ -24,6 +24,8 @@ main() {
   if [[ $claude ]]; then
     # shellcheck disable=SC2088  # a ~ that was written in a file
     [[ $claude == '~/'* ]] && claude=$home${claude#'~'}
+    # Where its own installer and npm put it, which is not on the PATH of those who log in without a terminal.
+    [[ $claude == */* ]] || PATH=$PATH:$home/.local/bin:$home/.npm-global/bin
     program=$(type -P -- "$claude") || program=
   fi
   if [[ $program && ${4-} ]]; then version=$(HOME=$home DISABLE_AUTOUPDATER=1 timeout 60 "$program" --version 2>/dev/null | head -c 200); fi

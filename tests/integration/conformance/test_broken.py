@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,71 +14,22 @@ import pytest
 from coding_agent import executors
 from coding_agent.errors import ConnectionBroken
 from coding_agent.executors.container import ContainerExecutor
+from machines.relay import Relay, relay_of_sockets
 from places import PLACES, Place
 from waiting import until
-
-PIECE = 65536
-
-
-class Relay:
-    """A socket between a client and a server, that can be cut."""
-
-    def __init__(self, path: Path, to: str) -> None:
-        """Listen on `path`; what comes goes to the socket `to`."""
-        self._to, self._open = to, list[socket.socket]()
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(path))
-        self._server.listen()
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def cut(self) -> None:
-        """Break everything that goes through."""
-        for each in self._open:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """End."""
-        self.cut()
-        with suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for each in self._open:
-            each.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._server.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._to)
-                self._open += [client, server]
-                for one, other in ((client, server), (server, client)):
-                    threading.Thread(target=_pass, args=(one, other), daemon=True).start()
-
-
-def _pass(one: socket.socket, other: socket.socket) -> None:
-    with suppress(OSError):
-        while data := one.recv(PIECE):
-            other.sendall(data)
-    with suppress(OSError):
-        other.shutdown(socket.SHUT_WR)
 
 
 @contextmanager
 def _relayed(place: Place, path: Path) -> Iterator[tuple[Place, Relay]]:
     """Give the same place through a relay."""
     assert isinstance(place.executor, ContainerExecutor)
-    relay = Relay(path, "/var/run/docker.sock")
     spec = place.executor._spec
     there = dataclasses.replace(spec, options={**spec.options, "docker_host": f"unix://{path}"})
     place.bash("true")
-    executor = executors.connect(there, place.executor.place)
-    try:
-        yield Place(executor, place.folder, place.owner, place.token), relay
-    finally:
-        executor.close()
-        relay.close()
+    with relay_of_sockets(path, "/var/run/docker.sock") as relay:
+        executor = executors.connect(there, place.executor.place)
+        with closing(executor):
+            yield Place(executor, place.folder, place.owner, place.token), relay
 
 
 @pytest.mark.parametrize("kind", ["container", "existing"])
