@@ -116,6 +116,14 @@ def logs(
                     return
 
 
+def recorded(record: Record) -> list[str]:
+    """Return the lines of a log that has been brought back; none where there is none."""
+    try:
+        return _recorded(record, records.log_file(record).name, raw=False)
+    except NotFound:
+        return []
+
+
 def _last(lines: list[str], n: int | None) -> list[str]:
     return lines if n is None else lines[-n:] if n > 0 else []
 

@@ -20,8 +20,8 @@ from containers import Docker, debian_image
 from machines.loopback import claim, claim_address
 from waiting import until
 
-IMAGE = "coding-agent-test/ssh-host:1"
-_PACKAGES = "git,procps,perl,openssh-server,fish,zsh,tcsh"
+IMAGE = "coding-agent-test/ssh-host:2"
+_PACKAGES = "git,procps,perl,openssh-server,fish,zsh,tcsh,nix-bin"
 _OWNER = "coding-agent-test.ssh"  # label: its value names the claim of the process whose host it is
 _NETWORK = "127.0.3"
 # A user -> his home, his login shell, and what his start files do.

@@ -52,7 +52,7 @@ def status_command(run: str, as_json: bool) -> int:
     screen = Screen(as_json=as_json)
     quiet = Screen(as_json=True)  # what is being done goes to stderr: stdout shows the status alone
     found = names.find_run(run, say=quiet.say)
-    if not found.removed and not (found.outputs.status.final and found.collected):
+    if not found.removed:
         found = lifecycle.observe(found, say=quiet.say)
     usage = None
     if not found.outputs.status.final:

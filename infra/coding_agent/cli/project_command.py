@@ -131,5 +131,10 @@ def _executor(spec: ExecutorSpec, built: bool) -> dict[str, Any]:
 
 
 def _about(spec: ExecutorSpec, built: bool) -> str:
-    known = [f"{name} {spec.options[name]}" for name in ("host", "image", "server_type") if spec.options.get(name)]
+    names = ("host", "image", "server_types", "locations")
+    known = [f"{name} {_listed(spec.options[name])}" for name in names if spec.options.get(name)]
     return ", ".join([*known, *([] if built else ["this type is not built yet"])])
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from coding_agent.errors import ExecutorUnavailable
@@ -19,11 +19,18 @@ MODULES = {
     "local": "coding_agent.executors.local",
     "container": "coding_agent.executors.container",
     "ssh": "coding_agent.executors.ssh",
+    "hetzner": "coding_agent.executors.hetzner",
 }
 # Those that have something to declare before a run.
-TARGETS = {"container": "coding_agent.executors.container_target", "ssh": "coding_agent.executors.ssh_target"}
+TARGETS = {
+    "container": "coding_agent.executors.container_target",
+    "ssh": "coding_agent.executors.ssh_target",
+    "hetzner": "coding_agent.executors.hetzner_target",
+}
 # Those that one logs in to.
-LOGINS = ("ssh",)
+LOGINS = ("ssh", "hetzner")
+# Those whose machines are made for a run and cost as long as they are there.
+RENTED = ("hetzner",)
 
 
 def connect(spec: ExecutorSpec, place: Mapping[str, Any] | None = None) -> Executor:
@@ -73,6 +80,28 @@ def sweep(spec: ExecutorSpec, run_id: str, *, everything: bool) -> None:
     """
     if spec.type in TARGETS:
         _module(MODULES, spec).sweep(spec, run_id, everything=everything)
+
+
+def gives_back(spec: ExecutorSpec) -> bool:
+    """Whether the executor's machine goes once its run has ended and the work is here."""
+    return spec.type in RENTED and not spec.options.get("keep")
+
+
+def give_back(spec: ExecutorSpec, run_id: str) -> None:
+    """Remove the machine of a run that has ended, so that it costs no more. Raises what keeps it from that."""
+    _module(MODULES, spec).give_back(run_id)
+
+
+def environment(specs: Iterable[ExecutorSpec]) -> dict[str, str]:
+    """Return what the engine's plugins need in their environment for these executors; it is in no input or state.
+
+    Raises what says that it can't be had.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        if spec.type in RENTED:
+            found |= _module(MODULES, spec).environment()
+    return found
 
 
 def unenforced(spec: ExecutorSpec, task: Task) -> tuple[str, ...]:
