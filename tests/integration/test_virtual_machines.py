@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -66,14 +65,15 @@ def test_life_of_a_virtual_machine(
     )
     for action in (made.action, *made.next_actions):
         action.wait_until_finished()
-    machine, address = api.machine("virtual"), made.server.public_net.ipv4.ip
-    assert address == machine.address
+    (shown,), machine = api.servers(), api.machine("virtual")
+    number, address = shown["id"], machine.address
+    assert shown["public_net"]["ipv4"]["ip"] == address
     machine.ready(BOOT)
 
     assert _logged_in(key, address, "cloud-id").stdout == "hetzner\n", machine.console()
     assert _logged_in(key, address, "cat", "/etc/of-the-user-data", "/root/ran").stdout == "writtenroot\n"
     asked = "curl -sf http://169.254.169.254/hetzner/v1/metadata/instance-id"
-    assert _logged_in(key, address, asked).stdout == str(made.server.id)
+    assert _logged_in(key, address, asked).stdout == str(number)
     model = f"curl -s -o /dev/null -w '%{{http_code}}' http://127.0.0.1:{port}/nothing"
     assert _logged_in(key, address, model).stdout == "404"
     needed = ["bash", "git", "ip", "timeout", "ps", "apt-get", "systemd-run", "loginctl", "cloud-init", "dbus-daemon"]
@@ -96,9 +96,9 @@ def test_life_of_a_virtual_machine(
     until(lambda: _greets(address), limit=BOOT)
     assert _logged_in(key, address, boot).stdout not in ("", first)
     made.server.power_off().wait_until_finished()
-    assert cloud.servers.get_by_id(made.server.id).status == "off"
+    assert cloud.servers.get_by_id(number).status == "off"
 
-    identity, folders = f"serial={made.server.id}", list(Path("/tmp").glob(f"virtual-machines-*/{made.server.id}"))
+    identity, folders = f"serial={number}", list(Path("/tmp").glob(f"virtual-machines-*/{number}"))
     made.server.power_on().wait_until_finished()
     assert processes_with_text(identity)
     assert folders
@@ -150,7 +150,7 @@ def _logged_in(key: Path, address: str, *command: str) -> subprocess.CompletedPr
     )
 
 
-def _from(network: str) -> Sequence[FirewallRule]:
+def _from(network: str) -> list[FirewallRule]:
     return [FirewallRule(direction="in", protocol="tcp", port=str(SSH_PORT), source_ips=[network])]
 
 
