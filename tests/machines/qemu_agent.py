@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-_ANSWER_LIMIT = 10.0  # seconds; without hardware support and under load an answer takes a while
+_GREETING_LIMIT = 10.0  # seconds; where no agent is yet, nothing answers
+_ANSWER_LIMIT = 60.0  # seconds; without hardware support and under load an answer takes a while
 _POLL = 0.1  # seconds between two looks at a command
 # One stream, as on a terminal.
 _TOGETHER = ("-c", 'exec "$@" 2>&1', "sh")
@@ -48,13 +49,14 @@ class Agent:
 
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Return what the agent answers. Raises OSError where none answers."""
-        with self._guard, self._connected() as connection:
-            return self._asked(connection, {"execute": command, "arguments": arguments or {}})
+        with self._guard, self._connected() as connection, _synchronised(connection) as answers:
+            _send(connection, command, arguments or {})
+            return _returned(command, answers)
 
     def tell(self, command: str, arguments: dict[str, Any]) -> None:
         """Give a command that has no answer. Raises OSError where no agent is."""
-        with self._guard, self._connected() as connection:
-            connection.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        with self._guard, self._connected() as connection, _synchronised(connection):
+            _send(connection, command, arguments)
             # It reads before it does: an end of the connection would come first otherwise.
             connection.settimeout(1.0)
             try:
@@ -65,25 +67,44 @@ class Agent:
     def _connected(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(_ANSWER_LIMIT)
+            connection.settimeout(_GREETING_LIMIT)
             connection.connect(str(self._path))
-            # What an earlier connection left half said is done with where the same number comes back.
-            number = secrets.randbelow(1 << 31)
-            while self._asked(connection, {"execute": "guest-sync", "arguments": {"id": number}}) != number:
-                pass
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _asked(self, connection: socket.socket, message: dict[str, Any]) -> Any:
-        connection.sendall(json.dumps(message).encode() + b"\n")
-        line = b""
-        while not line.endswith(b"\n"):
-            if not (more := connection.recv(1 << 16)):
-                raise ConnectionError("the machine has no power")
-            line += more
-        answer = json.loads(line)
-        if "error" in answer:
-            raise OSError(f"{message['execute']}: {answer['error']['desc']}")
-        return answer["return"]
+
+def _synchronised(connection: socket.socket) -> BinaryIO:
+    """Return the answers that are to come, from where nothing is left of what an earlier connection asked."""
+    answers = connection.makefile("rb")
+    try:
+        number = secrets.randbelow(1 << 31)
+        # Once: each would be answered, and what is asked next would get that answer.
+        _send(connection, "guest-sync", {"id": number})
+        while _answer(answers).get("return") != number:
+            pass
+        connection.settimeout(_ANSWER_LIMIT)
+    except BaseException:
+        answers.close()
+        raise
+    return answers
+
+
+def _send(connection: socket.socket, command: str, arguments: dict[str, Any]) -> None:
+    connection.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+
+
+def _answer(answers: BinaryIO) -> dict[str, Any]:
+    line = answers.readline()
+    if not line.endswith(b"\n"):
+        raise ConnectionError("the machine has no power")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _returned(command: str, answers: BinaryIO) -> Any:
+    answer = _answer(answers)
+    if "error" in answer:
+        raise OSError(f"{command}: {answer['error']['desc']}")
+    return answer["return"]
