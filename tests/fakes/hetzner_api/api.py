@@ -140,8 +140,9 @@ class HetznerApi:
     def check(self) -> None:
         """Fail where something is left that was not left on purpose, or where an answer was not as described."""
         self.switches.off()
-        assert self.left_on_purpose or self.listed() == []
-        assert self.wrong == []
+        left = [] if self.left_on_purpose else self.listed()
+        assert not left, f"left in the cloud: {', '.join(left)}"
+        assert not self.wrong, "\n".join(self.wrong)
 
     def close(self) -> None:
         """Delete everything."""
