@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,8 +41,11 @@ _CHANGEABLE = {
     "primary_ips": ("name",),
     "images": (),
 }
-# What the command line lists, and what it calls that.
-_LISTED = {"server": "servers", "ssh-key": "ssh_keys", "firewall": "firewalls", "primary-ip": "primary_ips"}
+# What a user could leave there, as the command line calls it, and what of it is said.
+_LISTED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("server", "ssh-key", "firewall", "primary-ip"), ("columns=name",)),
+    "image": ("columns=description", "--type", "snapshot"),  # those of the system are nobody's
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class HetznerApi:
         self.switches = Switches()
         self.requests: list[Request] = []
         self.wrong: list[str] = []  # what was answered otherwise than Hetzner describes
+        self.left_on_purpose = False  # what is there at the test's end is no fault
         self._store = Store()
         self._actions = Actions(self._store, self.switches)
         self._keys = Keys(self._store, self.switches)
@@ -132,12 +137,21 @@ class HetznerApi:
         """Return what there is, as Debian's hcloud-cli sees it from outside."""
         return [f"{kind} {name}" for kind in _LISTED for name in self._listed(kind)]
 
+    def check(self) -> None:
+        """Fail where something is left that was not left on purpose, or where an answer was not as described."""
+        self.switches.off()
+        left = [] if self.left_on_purpose else self.listed()
+        assert not left, f"left in the cloud: {', '.join(left)}"
+        assert not self.wrong, "\n".join(self.wrong)
+
     def close(self) -> None:
         """Delete everything."""
         self._stop()
         self._actions.close()
         for machine in self._servers.machines.values():
             machine.delete()
+        for image in [each for each in self.all("images") if each["type"] == "snapshot"]:
+            self._servers.forget(image)
 
     def answer(self, method: str, path: str, query: Query, token: str, raw: bytes) -> tuple[int, Any, int | None]:
         """Return status, body and the seconds after which to ask again of a request."""
@@ -145,10 +159,7 @@ class HetznerApi:
         time.sleep(self.switches.delay)
         after: int | None = None
         try:
-            refused = self.switches.refused(method, f"/{path}")
-            if refused is not None:
-                raise refused
-            self._authorised(token)
+            self._admit(method, path, token)
             body = json.loads(raw) if raw else {}
             with self._store.lock:
                 status, found = self._route(method, path.split("/"), query, body)
@@ -157,12 +168,19 @@ class HetznerApi:
             status, found, after = error.status, error.body, error.retry_after
         except json.JSONDecodeError:
             status, found = 400, {"error": {"code": "json_error", "message": "no JSON", "details": None}}
+        except Exception as error:
+            # The fake's own fault: told at the test's end, not only to who asked.
+            self.wrong.append("".join(traceback.format_exception(error)))
+            status, found = 500, {"error": {"code": "server_error", "message": repr(error), "details": None}}
         self.requests.append(Request(method, f"/{path}", status, come))
         if told := answers.wrong(method, f"/{path}", status, found):
             self.wrong.append(told)
         return status, found, after
 
-    def _authorised(self, token: str) -> None:
+    def _admit(self, method: str, path: str, token: str) -> None:
+        refused = self.switches.refused(method, f"/{path}")
+        if refused is not None:
+            raise refused
         if token != f"Bearer {self.token}":
             raise ApiError(401, "unauthorized", "unable to authenticate")
 
@@ -175,7 +193,8 @@ class HetznerApi:
         match (method, *path[1:]):
             case ("GET",):
                 items, meta = listed([self._shown(kind, each) for each in self._store.of(kind).values()], query)
-                return 200, {kind: items, "meta": meta}
+                more = {"recommendation": items[0]["id"]} if kind == "datacenters" and items else {}
+                return 200, {kind: items, "meta": meta, **more}
             case ("POST",):
                 return 201, self._create(kind, body)
             case ("GET", "actions"):
@@ -232,7 +251,9 @@ class HetznerApi:
                 return 200, self._servers.delete(item)
             case "firewalls":
                 self._firewalls.delete(item)
-            case "ssh_keys" | "images":
+            case "images":
+                self._servers.forget(item)
+            case "ssh_keys":
                 del self._store.of(kind)[item["id"]]
             case _:
                 raise ApiError(501, "unsupported_error", f"the fake cloud deletes no {kind}")
@@ -259,7 +280,7 @@ class HetznerApi:
         if shutil.which("hcloud") is None:
             pytest.fail("these tests need Debian's package hcloud-cli (`.ci/run` installs it)")
         done = subprocess.run(
-            ["hcloud", kind, "list", "-o", "noheader", "-o", "columns=name"],
+            ["hcloud", kind, "list", "-o", "noheader", "-o", *_LISTED[kind]],
             env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
             | {"HCLOUD_TOKEN": self.token, "HCLOUD_ENDPOINT": self.endpoint},
             stdin=subprocess.DEVNULL,

@@ -69,11 +69,17 @@ class Servers:
         self._store.of("servers")[number] = server
         for each in behind:
             each["applied_to"].append({"type": "server", "server": {"id": number}})
-        begun = self._actions.begin(
-            "create_server", [("server", number)], ends=lambda well: None if well else self._drop(number)
-        )
+        starts = body.get("start_after_create") is not False
+
+        def ends(well: bool) -> None:
+            if not well:
+                self._drop(number)
+            elif not starts:
+                server["status"] = "off"
+
+        begun = self._actions.begin("create_server", [("server", number)], ends=ends)
         started = []
-        if body.get("start_after_create") is not False:
+        if starts:
             started.append(self._power(server, "start_server", machine.power_on, "starting"))
         password = None if keys else "a-password-for-root"
         return {"server": self.shown(server), "action": begun, "next_actions": started, "root_password": password}
@@ -98,6 +104,14 @@ class Servers:
         self.machines[number].delete()
         with self._store.lock:
             self._drop(number)
+
+    def forget(self, image: Item) -> None:
+        """Answer DELETE /images/{id}."""
+        if image["type"] != "snapshot":
+            raise ApiError(403, "forbidden", "only snapshots can be deleted")
+        if "_snapshot" in image:  # not where its making failed
+            self._machines.forget(str(image["_snapshot"]))
+        del self._store.of("images")[image["id"]]
 
     def act(self, server: Item, command: str, body: Item) -> Item:
         """Answer POST /servers/{id}/actions/{command}."""
