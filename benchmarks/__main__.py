@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import containers, looking, remote, supervisor, updates
+from benchmarks import cloud, containers, looking, remote, supervisor, updates
 from benchmarks.measure import Report
 from benchmarks.world import World, world
 
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[World, int], Report | list[Report]]] = {
     "container-many": containers.at_once,
     "ssh-up": remote.first_up,
     "ssh-from-afar": remote.from_afar,
+    "hetzner-first-call": cloud.first_call,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +12,12 @@ import pytest
 
 import shared_cache
 from containers import Docker, base_image
+from fakes.hetzner_api import HetznerApi
 from fakes.messages_api import MessagesApi
 from machines import ssh_host as ssh_hosts
+from machines.cloud_server import CloudServers
+from machines.machine import Machines
+from machines.qemu_server import QemuServers
 from processes import end_processes_of, processes_with_text
 from user import MIRROR, User, make_home, make_user
 
@@ -78,6 +84,12 @@ def command_plugin(engine_folder: Path) -> Path:
     return _plugin("command", engine_folder)
 
 
+@pytest.fixture(scope="session")
+def hcloud_plugin(engine_folder: Path) -> Path:
+    """Return the folder of the engine's plugins, with the one for Hetzner Cloud, unpacked once for all tests."""
+    return _plugin("hcloud", engine_folder)
+
+
 def _plugin(name: str, engine_folder: Path) -> Path:
     from coding_agent import plugins
 
@@ -133,3 +145,58 @@ def ssh_host(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Return a host to log in to, with users of every kind; all tests of this session share it."""
     with ssh_hosts.ssh_host(docker, tmp_path_factory.mktemp("ssh")) as host:
         yield host
+
+
+@pytest.fixture
+def crib(user: User, ssh_host: ssh_hosts.SshHost, command_plugin: Path) -> Iterator[User]:
+    """Return a user with an executor `crib`: a host that he knows, and a key to log in with.
+
+    What a test leaves there is removed after it; that nothing is left is for the tests of that to assert.
+    """
+    (user.home / ".pulumi" / "plugins").symlink_to(command_plugin)
+    user.executors(ssh_host.executor())
+    yield user
+    ssh_host.run("bash", "-c", "pkill -KILL -u plain; rm -rf /home/plain/.coding-agent || :")
+
+
+@pytest.fixture(scope="session")
+def cloud_servers(docker: Docker) -> Iterator[CloudServers]:
+    """Return what makes servers of the fake cloud, as containers."""
+    servers = CloudServers(docker)
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def virtual_machines() -> Iterator[QemuServers]:
+    """Return what makes servers of the fake cloud, as virtual machines."""
+    for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("mke2fs", "e2fsprogs")):
+        if shutil.which(program) is None:
+            pytest.fail(f"these tests need Debian's package {package} (`.ci/run` installs it)")
+    servers = QemuServers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def hetzner_api(cloud_servers: CloudServers) -> Iterator[HetznerApi]:
+    """Run a fake of Hetzner's cloud for one test; at its end nothing may be left there, as others see it.
+
+    A test that leaves something on purpose says so: `left_on_purpose`.
+    """
+    with _cloud(cloud_servers) as api:
+        yield api
+
+
+@pytest.fixture
+def hetzner_api_on_vms(virtual_machines: QemuServers) -> Iterator[HetznerApi]:
+    """Run the same with virtual machines for servers."""
+    with _cloud(virtual_machines) as api:
+        yield api
+
+
+@contextlib.contextmanager
+def _cloud(machines: Machines) -> Iterator[HetznerApi]:
+    with HetznerApi(machines) as api:
+        yield api
+        api.check()

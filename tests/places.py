@@ -16,6 +16,7 @@ from coding_agent import executors
 from coding_agent.executors.base import Executor, Launch, Look
 from coding_agent.settings import ExecutorSpec
 from containers import Docker
+from machines.ssh_host import SshHost
 from waiting import until
 
 FOLDER = "/tmp/files"
@@ -131,8 +132,25 @@ def _existing(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]
         place.executor.close()
 
 
+@contextlib.contextmanager
+def _ssh(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    host: SshHost = request.getfixturevalue("ssh_host")
+    here = f"{host.home('plain')}/{secrets.token_hex(6)}"
+    host.run("mkdir", "-p", f"{here}/files", user="plain")
+    owner = " ".join(host.run("id", option, "plain").strip() for option in ("-u", "-g"))
+    place = Place(executors.connect(host.spec(root_dir=f"{here}/runs")), f"{here}/files", owner)
+    try:
+        yield place
+        for run_id in place.bash('ls -A "$1/runs" 2>/dev/null || :', place.executor.root).split():
+            place.executor.cleanup(run_id, grace=1)
+    finally:
+        place.executor.close()
+        host.run("rm", "-rf", here)
+
+
 PLACES: dict[str, Callable[[Path, pytest.FixtureRequest], contextlib.AbstractContextManager[Place]]] = {
     "local": _local,
     "container": _container,
     "existing": _existing,
+    "ssh": _ssh,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -57,18 +58,19 @@ class User:
             raise AssertionError(shown)
         return done
 
-    def start(self, *argv: str, **environment: str) -> subprocess.Popen[str]:
-        """Start `coding-agent` in a session of its own and return at once."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "coding_agent", *argv],
-            cwd=self.project,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *argv: str, into: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+        """Start `coding-agent` in a session of its own and return at once; what it says is written `into` a file."""
+        with into.open("wb") if into else contextlib.nullcontext(subprocess.PIPE) as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "coding_agent", *argv],
+                cwd=self.project,
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
 
     def engine_environment(self) -> dict[str, str]:
         """Return what `coding-agent env` tells a shell to set."""

@@ -102,8 +102,8 @@ class Task:
         (True, 0.0, 0.0)
         >>> task.cleanup()
         """
-        outputs = self.outputs
-        usage = None if outputs.status.final else lifecycle.usage(self._record)
+        self._record, usage = lifecycle.examine(self._record, say=_quiet)
+        outputs = self._record.outputs
         known = {each.name: getattr(outputs, each.name) for each in fields(Outputs)}
         if usage:
             known |= {"cpu": usage.cpu, "mem": usage.mem, "processes": usage.processes}
@@ -124,7 +124,7 @@ class Task:
         """
         lines: list[str] = []
         stop = threading.Event()
-        logs.logs(self._record, n=n, follow=False, raw=raw, debug=False, write=lines.append, stop=stop)
+        logs.logs(self._record, n=n, follow=False, raw=raw, debug=False, write=lines.append, say=_quiet, stop=stop)
         return [line.removesuffix("\n") for line in lines]
 
     def wait(self, timeout: float | None = None, *, say: Say | None = None) -> Outputs:

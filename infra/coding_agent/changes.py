@@ -26,8 +26,8 @@ def of_run_id(olds: Values, news: Values) -> Change:
     return Change(fields, replace=bool(fields))
 
 
-def of_leftovers(olds: Values, news: Values) -> Change:
-    """Return the change of what removes a run's leftovers: another run has others."""
+def of_companion(olds: Values, news: Values) -> Change:
+    """Return the change of what goes with a run, such as what removes its leftovers: another run has others."""
     changed = olds.get("run_id") != news.get("run_id")
     return Change({"run_id": "update"} if changed else {}, replace=changed)
 

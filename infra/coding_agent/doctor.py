@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coding_agent import claude, doctor_containers, doctor_engine
+from coding_agent import claude, doctor_containers, doctor_engine, doctor_hosts
 from coding_agent.errors import CodingAgentError
 from coding_agent.finding import Finding, State
 from coding_agent.installation import Progress, quiet
@@ -48,6 +48,7 @@ def examine(*, fix: bool = False, progress: Progress = quiet) -> list[Finding]:
         "passphrase": doctor_engine.passphrase,
         "executors file": _executors,
         "containers": lambda: doctor_containers.executors(fix, progress),
+        "hosts": lambda: doctor_hosts.hosts(fix, progress),
         "Claude Code": lambda: _claude(fix, progress),
         "installers": _installers,
     }

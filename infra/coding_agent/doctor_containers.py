@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coding_agent import plugins
+from coding_agent.doctor_engine import installed_plugin
 from coding_agent.errors import CodingAgentError
 from coding_agent.finding import Finding, State
 from coding_agent.installation import Progress
@@ -20,7 +20,7 @@ def executors(fix: bool, progress: Progress) -> Iterator[Finding]:
     for each in found:
         yield _executor(each)
     if any("image" in each.options for each in found):
-        yield _plugin(fix, progress)
+        yield installed_plugin("docker", "the first run in a container waits for it", fix, progress)
 
 
 def _executor(spec: ExecutorSpec) -> Finding:
@@ -45,16 +45,3 @@ def _executor(spec: ExecutorSpec) -> Finding:
         return Finding(name, State.MISSING, error.message, prevents, error.next_step)
     finally:
         engine.close()
-
-
-def _plugin(fix: bool, progress: Progress) -> Finding:
-    found = plugins.find("docker") or (plugins.find_or_install("docker", progress) if fix else None)
-    if found:
-        return Finding("docker plugin", State.OK, f"{found}, for version {plugins.version('docker')}")
-    return Finding(
-        "docker plugin",
-        State.WARNING,
-        f"the engine's plugin docker {plugins.version('docker')} is not installed",
-        "the first run in a container waits for it",
-        "`coding-agent doctor --fix` installs it",
-    )

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from coding_agent import backend, engine
+from coding_agent import backend, engine, plugins
 from coding_agent.finding import Finding, State
 from coding_agent.installation import Progress, tail
 from coding_agent.paths import state_dir
@@ -45,6 +45,16 @@ def engine_parts(fix: bool, progress: Progress) -> Iterator[Finding]:
             "install Pulumi as its makers deliver it: https://www.pulumi.com/docs/install/",
         )
     )
+
+
+def installed_plugin(name: str, prevents: str, fix: bool, progress: Progress) -> Finding:
+    """Say whether one of the engine's own plugins is there, and what it `prevents` where it is not."""
+    version = plugins.version(name)
+    found = plugins.find(name) or (plugins.find_or_install(name, progress) if fix else None)
+    if found:
+        return Finding(f"{name} plugin", State.OK, f"{found}, for version {version}")
+    missing = f"the engine's plugin {name} {version} is not installed"
+    return Finding(f"{name} plugin", State.WARNING, missing, prevents, "`coding-agent doctor --fix` installs it")
 
 
 def provider_plugin() -> Iterator[Finding]:

@@ -65,7 +65,7 @@ class ClaudeMissing(CodingAgentError):
 
 
 class ExecutorUnavailable(CodingAgentError):
-    """The executor's type is not built, or its target can't be used (what is missing is named)."""
+    """The executor's target can't be used, or can't be had (what is missing is named)."""
 
 
 class ConnectionBroken(CodingAgentError):

@@ -22,7 +22,7 @@ STEP = "command:remote:Command"
 MARK = "coding-agent: "  # how a line begins that a host's script says to people
 _NO_SFTP = "ssh: subsystem request failed"  # the plugin's words
 # What the plugin puts around what a command said: the command, which is always the same.
-_AROUND = re.compile(r'(?s)^.*?running "exec sh -s \w+":\s*')
+_AROUND = re.compile(r'(?s)^.*?running "exec (ba)?sh -s( \w+)?":\s*')
 
 
 def hosts(root: Path, stack: str, task_file: Path | None) -> tuple[ExecutorSpec, ...]:
@@ -34,21 +34,24 @@ def hosts(root: Path, stack: str, task_file: Path | None) -> tuple[ExecutorSpec,
 
 
 @contextmanager
-def logging_in(found: Sequence[ExecutorSpec], say: Callable[[str], None]) -> Iterator[Mapping[str, str]]:
-    """Yield what the engine needs in its environment so that its plugin can log in to these executors.
+def logging_in(
+    found: Sequence[ExecutorSpec], say: Callable[[str], None], *, keys: bool = True
+) -> Iterator[Mapping[str, str]]:
+    """Yield what the engine needs in its environment so that its plugins can log in to these executors.
 
-    Where there is no key, that is said: perhaps the update needs none.
+    Without `keys` nothing is done on a host. What is not to be had is said: perhaps the update needs none of it.
     """
     with ExitStack() as stack:
-        keys: Mapping[str, str] = {}
-        if found:
-            from coding_agent.executors import ssh_agent
+        variables: dict[str, str] = {}
+        try:
+            variables |= executors.environment(found)
+            if found and keys:
+                from coding_agent.executors import ssh_agent
 
-            try:
-                keys = stack.enter_context(ssh_agent.for_update(found))
-            except CodingAgentError as error:
-                say(str(error))
-        yield keys
+                variables |= stack.enter_context(ssh_agent.for_update(found))
+        except CodingAgentError as error:
+            say(str(error))
+        yield variables
 
 
 def failure(errors: Sequence[str], steps: FrozenSteps, found: Sequence[ExecutorSpec]) -> CodingAgentError | None:
@@ -62,9 +65,12 @@ def failure(errors: Sequence[str], steps: FrozenSteps, found: Sequence[ExecutorS
         return None
     names = ", ".join(each.name for each in found)
     text = "\n".join(errors)
-    told = [line.partition(MARK)[2] for line in text.splitlines() if MARK in line]
+    told = list(dict.fromkeys(line.partition(MARK)[2] for line in text.splitlines() if MARK in line))
     if told:
-        return ExecutorUnavailable(f"executor {names}: {told[0]}", next_step="install it there, and run this again")
+        made = any(each.type in executors.RENTED for each in found)
+        next_step = "mend the executor; with `keep: true` the server stays" if made else "install it there"
+        said = "\n".join(told)
+        return ExecutorUnavailable(f"executor {names}: {said}", next_step=f"{next_step}, and run this again")
     if _NO_SFTP in text:
         return ExecutorUnavailable(
             f"executor {names}: the host's ssh server has no SFTP, with which the engine's plugin copies files",
@@ -76,8 +82,8 @@ def failure(errors: Sequence[str], steps: FrozenSteps, found: Sequence[ExecutorS
             executors.try_out(spec)
         except CodingAgentError as error:
             return error
-    said = [_AROUND.sub("", each).strip() for each in errors if "update failed" not in each]
-    return EngineFailed(f"a step on the host of executor {names} failed: {'; '.join(dict.fromkeys(said))[:1000]}")
+    rest = [_AROUND.sub("", each).strip() for each in errors if "update failed" not in each]
+    return EngineFailed(f"a step on the host of executor {names} failed: {'; '.join(dict.fromkeys(rest))[:1000]}")
 
 
 def forget(run: Callable[..., CommandResult]) -> bool:

@@ -22,8 +22,10 @@ from coding_agent.errors import (
     ExecutorUnavailable,
     InvalidInput,
     OnAnotherMachine,
+    TargetGone,
 )
 from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
+from coding_agent.patience import Patience
 from coding_agent.records import Record
 from coding_agent.run import Outputs, ProcessUsage, State
 from coding_agent.settings import ExecutorSpec, Settings
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 UNREADABLE_LIMIT = 20.0  # seconds without a readable state; its supervisor writes it anew much sooner
+NOT_GIVEN_BACK = "not given back:"  # how the notice begins that a machine which costs could not be removed
 GIVEN_UP = "given_up"  # the reason of a run whose target did not answer any more when it was discarded
 SHORTEST_SPAN = 0.5  # seconds over which a percentage of CPU says something
-RECONNECT_LIMIT = 60.0  # seconds for which a connection that breaks is tried again
 BEGIN_POLL = 0.05  # seconds between looks while a run begins
 
 
@@ -91,19 +93,35 @@ def start(
 
 
 def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
-    """Look at the run's target and return the record as it is now; once the run has ended, bring its work back."""
-    record = records.latest(record)
-    if record.removed or (record.outputs.status.final and (record.collected or not collect)):
-        return record
+    """Look at the run's target and return the record as it is now; once the run has ended, bring its work back.
+
+    A machine that was made for the run, and costs as long as it is there, is given back then.
+    """
+    return examine(record, say=say, collect=collect, use=False)[0]
+
+
+def examine(record: Record, *, say: Say, collect: bool = True, use: bool = True) -> tuple[Record, ProcessUsage | None]:
+    """Do what `observe` does and, with `use`, return what the run's processes use, over the same connection.
+
+    CPU is that since the look before, or since the agent began where there was none or it is too short ago to tell.
+    None for a run that has ended or can't be reached.
+    """
+    record, used = records.latest(record), None
+    if record.removed or (record.outputs.status.final and not collect):
+        return record, None
+    if record.outputs.status.final and record.collected:
+        return _given_back(record, say), None
     try:
         with contextlib.closing(reach(record)) as executor:
-            return records.save(_observe(record, executor, say, collect))
+            record = records.save(_observe(record, executor, say, collect))
+            used = _usage(record, executor) if use and not record.outputs.status.final else None
     except ConnectionBroken as error:
         if record.outputs.status.final:
             raise
         reason = "on_another_machine" if isinstance(error, OnAnotherMachine) else "no_connection"
         outputs = replace(record.outputs, status=State.UNRESPONSIVE, reason=reason, detail=error.message)
-        return records.save(record.with_outputs(outputs))
+        return records.save(record.with_outputs(outputs)), None
+    return (_given_back(record, say) if collect else record), used
 
 
 def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2) -> Record:
@@ -111,13 +129,26 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
 
     `poll` is in seconds, between looks at the log.
     """
+    from coding_agent import logs
     from coding_agent.logs import Follower, Renderer
 
-    with contextlib.closing(reach(record)) as executor:
+    record, shown = records.latest(record), 0
+
+    def tell(line: str) -> None:
+        nonlocal shown
+        shown += 1
+        say(line)
+
+    with contextlib.ExitStack() as stack:
+        if record.removed:  # it has ended meanwhile, and what was made for it was given back
+            for line in logs.recorded(record):
+                say(line)
+            return record
+        executor = stack.enter_context(contextlib.closing(reach(record)))
         name = executor.log_file(record.kind)
         follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name)
         stage, readable = "", time.monotonic()
-        for look in _looks(record, executor, follower, say, stop, poll):
+        for look in _looks(record, executor, follower, tell, say, stop, poll):
             if look.meta and look.meta.stage != stage:
                 stage = look.meta.stage
                 if stage in ("workspace", "setup", "saving"):
@@ -129,30 +160,13 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
             if look.state is None or look.state.final or look.state is State.UNRESPONSIVE:
                 with contextlib.suppress(ConnectionBroken):
                     for line in follower.new_lines(last=True):
-                        say(line)
+                        tell(line)
                 break
-    return observe(record, say=say)
-
-
-def usage(record: Record) -> ProcessUsage | None:
-    """Return what the run's processes use; None when it does not run.
-
-    CPU is that since the look before, or since the agent began where there was none or it is too short ago to tell.
-    """
-    if record.removed or record.outputs.status.final:
-        return None
-    with contextlib.closing(reach(record)) as executor:
-        look = executor.status(record.run_id, usage=True)
-    if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
-        return None
-    ticks, uptime = (records.load(record.run_id) or record).cpu_seen
-    if look.uptime - uptime < SHORTEST_SPAN or look.ticks < ticks or not uptime:
-        begun = look.meta.started_at if look.meta and look.meta.started_at else look.now
-        ticks, uptime = 0, look.uptime - max(look.now - begun, 0.0)
-    elapsed = max(look.uptime - uptime, 0.01)
-    cpu = (look.ticks - ticks) / look.ticks_per_second / elapsed * 100
-    records.save(replace(records.load(record.run_id) or record, cpu_seen=(look.ticks, look.uptime)))
-    return ProcessUsage(cpu=round(cpu, 1), mem=round(look.resident / 1e6, 1), processes=look.processes)
+    record = observe(record, say=say)
+    if record.removed:  # perhaps by another process, while this one followed
+        for line in logs.recorded(record)[shown:]:
+            say(line)
+    return record
 
 
 def kill(record: Record, *, say: Say) -> Record:
@@ -187,7 +201,7 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
             raise
         except (ConnectionBroken, ExecutorUnavailable) as error:
             if not discard:
-                raise
+                raise _unreached(record, error) from error
             _give_up(record, error, say)
             return
         if look.state is not None and not look.state.final:
@@ -201,7 +215,7 @@ def cleanup(record: Record, *, discard: bool, say: Say) -> None:
     outputs = replace(record.outputs, log_path=str(records.log_file(record)))
     if not outputs.status.final:
         outputs = replace(outputs, status=State.KILLED, reason="killed")
-    records.save(replace(record, outputs=outputs, removed=True))
+    records.save(replace(record, outputs=outputs, removed=True, removed_at=records.now()))
     _release(record)
 
 
@@ -217,6 +231,13 @@ def reach(record: Record) -> Executor:
             f"run {record.run_id} is on {error.message}: not reached from here",
             next_step=f"repeat it there, or give the run up with `coding-agent destroy {record.stack} --discard`",
         ) from None
+
+
+def _unreached(record: Record, error: CodingAgentError) -> CodingAgentError:
+    """Return the error with both ways on: to repeat it, and to do without the target."""
+    step = error.next_step or "see that it can be reached"
+    give_up = f"`coding-agent destroy {record.stack} --discard` gives the run up, with what is there"
+    return type(error)(error.message, next_step=f"{step}, then repeat this; {give_up}")
 
 
 def _uncollected(record: Record, executor: Executor) -> InvalidInput:
@@ -239,8 +260,27 @@ def _give_up(record: Record, error: CodingAgentError, say: Say) -> None:
     outputs = replace(record.outputs, notices=(*record.outputs.notices, lost))
     if not outputs.status.final:
         outputs = replace(outputs, status=State.LOST, reason=GIVEN_UP, detail=error.message)
-    records.save(replace(record, outputs=outputs, removed=True))
+    records.save(replace(record, outputs=outputs, removed=True, removed_at=records.now()))
     _release(record)
+
+
+def _given_back(record: Record, say: Say) -> Record:
+    """Give back what costs, once all that the run made is here. Where that fails it is said: the next look tries it."""
+    final = record.outputs.status.final and record.collected
+    if record.removed or not final or not executors.gives_back(record.spec):
+        return record
+    notices = tuple(each for each in record.outputs.notices if not each.startswith(NOT_GIVEN_BACK))
+    try:
+        executors.give_back(record.spec, record.run_id)
+    except CodingAgentError as error:
+        said = f"{NOT_GIVEN_BACK} {error.message}; its server costs until it is"
+        say(said)
+        return records.save(record.with_outputs(replace(record.outputs, notices=(*notices, said))))
+    outputs = replace(record.outputs, notices=notices, log_path=str(records.log_file(record)))
+    say(f"the server of run {record.run_id} is given back: its work is here")
+    record = records.save(replace(record, outputs=outputs, removed=True, removed_at=records.now()))
+    _release(record)
+    return record
 
 
 def _release(record: Record) -> None:
@@ -314,32 +354,43 @@ def _observe(record: Record, executor: Executor, say: Say, collect: bool) -> Rec
     return record
 
 
-def _looks(
-    record: Record, executor: Executor, follower: Follower, say: Say, stop: threading.Event, poll: float
-) -> Iterator[Look]:
-    """Say what is new in the log, and yield a look at the run in every third round.
+def _usage(record: Record, executor: Executor) -> ProcessUsage | None:
+    look = executor.status(record.run_id, usage=True)
+    if look.state not in (State.STARTING, State.RUNNING, State.UNRESPONSIVE):
+        return None
+    ticks, uptime = (records.load(record.run_id) or record).cpu_seen
+    if look.uptime - uptime < SHORTEST_SPAN or look.ticks < ticks or not uptime:
+        begun = look.meta.started_at if look.meta and look.meta.started_at else look.now
+        ticks, uptime = 0, look.uptime - max(look.now - begun, 0.0)
+    elapsed = max(look.uptime - uptime, 0.01)
+    cpu = (look.ticks - ticks) / look.ticks_per_second / elapsed * 100
+    records.save(replace(records.load(record.run_id) or record, cpu_seen=(look.ticks, look.uptime)))
+    return ProcessUsage(cpu=round(cpu, 1), mem=round(look.resident / 1e6, 1), processes=look.processes)
 
-    A connection that breaks is tried again, for `RECONNECT_LIMIT` seconds; then nothing more is yielded.
+
+def _looks(
+    record: Record, executor: Executor, follower: Follower, tell: Say, say: Say, stop: threading.Event, poll: float
+) -> Iterator[Look]:
+    """Tell what is new in the log, and yield a look at the run in every third round; `say` is told what hinders that.
+
+    A connection that breaks is tried again, as long as `Patience` lasts; then nothing more is yielded.
     """
-    broken: float | None = None
+    patience = Patience(say)
     for number in _rounds(stop, poll):
         try:
             for line in follower.new_lines():
-                say(line)
+                tell(line)
             look = executor.status(record.run_id) if number % 3 == 0 or follower.renderer.result_seen else None
         except OnAnotherMachine:
             raise
+        except TargetGone:
+            return
         except ConnectionBroken as error:
-            if broken is None:
-                say(f"the connection is broken, trying again: {error.message}")
-                broken = time.monotonic()
-            if time.monotonic() - broken > RECONNECT_LIMIT:
+            if not patience.lasts(error):
                 return
             continue
         if look is not None:
-            if broken is not None:
-                say("connected again")
-                broken = None
+            patience.rewarded()
             yield look
 
 

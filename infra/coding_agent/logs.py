@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from coding_agent import outcome, records
 from coding_agent.activity import Activity, Init, Result, describe
 from coding_agent.credentials import Redactor
-from coding_agent.errors import NotFound
+from coding_agent.errors import ConnectionBroken, NotFound, TargetGone
 from coding_agent.executors.base import CHUNK, Executor
 from coding_agent.outcome import Screen
+from coding_agent.patience import Patience
 from coding_agent.records import Record
 from coding_agent.text import one_line
 
@@ -53,24 +54,26 @@ class Follower:
         self._offset = 0
         self._rest = b""
 
-    def new_lines(self, *, last: bool = False) -> list[str]:
-        """Return the lines since the last call; with `last` also a line without its end."""
-        shown: list[str] = []
+    def new_lines(self, *, last: bool = False) -> Iterator[str]:
+        """Yield the lines since the last call; with `last` also a line without its end.
+
+        Where the connection breaks, what was yielded is not read again.
+        """
         while self._offset < MOST and (chunk := self._executor.read(self._run_id, self._name, offset=self._offset)):
             self._offset += len(chunk)
             if self._offset >= MOST:
-                return [*shown, f"[{self._name} is larger than {MOST // 1_000_000} MB: no more of it is shown]"]
+                yield f"[{self._name} is larger than {MOST // 1_000_000} MB: no more of it is shown]"
+                return
             lines = (self._rest + chunk.replace(b"\0", b"")).split(b"\n")  # the holes of a sparse file say nothing
             self._rest = lines.pop()
             if len(self._rest) > LONGEST_LINE:
                 self._rest = b""
-            shown += self.renderer.render(lines)
+            yield from self.renderer.render(lines)
             if len(chunk) < CHUNK:
                 break
         if last and self._rest:
-            shown += self.renderer.render([self._rest])
-            self._rest = b""
-        return shown
+            rest, self._rest = self._rest, b""
+            yield from self.renderer.render([rest])
 
 
 def logs(
@@ -81,13 +84,15 @@ def logs(
     raw: bool,
     debug: bool,
     write: Callable[[str], None],
+    say: Callable[[str], None],
     stop: threading.Event,
     poll: float = 0.1,
 ) -> None:
     """Write the last `n` lines of the run's log (all when None), then, with `follow`, what comes until its end.
 
     `raw` shows the lines as the agent wrote them (still redacted), `debug` Claude Code's debug log. `poll` is in
-    seconds. Raises `NotFound` where there is no such log.
+    seconds. While it follows, a connection that breaks is tried again; `say` is told. Raises `NotFound` where there is
+    no such log, and `ConnectionBroken`.
     """
     from coding_agent.lifecycle import reach
 
@@ -101,19 +106,43 @@ def logs(
         return
     with contextlib.closing(reach(record)) as executor:
         follower = Follower(record, executor, Renderer(name, outcome.screen(record), raw=raw), name)
-        for line in _last(follower.new_lines(last=not follow), n):
+        lines = list(follower.new_lines(last=not follow))
+        shown = len(lines)
+        for line in _last(lines, n):
             write(line)
-        rounds = 0
+        rounds, patience = 0, Patience(say)
         while follow and not stop.wait(poll):
-            for line in follower.new_lines():
-                write(line)
             rounds += 1
-            if follower.renderer.result_seen or rounds % 5 == 0:
+            try:
+                for line in follower.new_lines():
+                    shown += 1
+                    write(line)
+                if not (follower.renderer.result_seen or rounds % 5 == 0):
+                    continue
                 state = executor.status(record.run_id).state
+                patience.rewarded()
                 if state is None or state.final:
                     for line in follower.new_lines(last=True):
                         write(line)
                     return
+            except TargetGone:
+                if not records.latest(record).collected:
+                    raise
+                # Given back meanwhile by another process, which has brought the log here.
+                for line in _recorded(record, name, raw)[shown:]:
+                    write(line)
+                return
+            except ConnectionBroken as error:
+                if not patience.lasts(error):
+                    raise
+
+
+def recorded(record: Record) -> list[str]:
+    """Return the lines of a log that has been brought back; none where there is none."""
+    try:
+        return _recorded(record, records.log_file(record).name, raw=False)
+    except NotFound:
+        return []
 
 
 def _last(lines: list[str], n: int | None) -> list[str]:

@@ -16,8 +16,10 @@ import pulumi
 
 from coding_agent import executors
 from coding_agent.errors import NotFound
-from coding_agent.executors.declared import Wanted
-from coding_agent.plugin import end_program_with_engine, one_line
+from coding_agent.executors import before
+from coding_agent.executors.before import Before
+from coding_agent.executors.declared import Asked, Wanted
+from coding_agent.plugin import RERUN, end_program_with_engine, one_line
 from coding_agent.run import Outputs, State
 
 if TYPE_CHECKING:
@@ -31,9 +33,12 @@ Seen = Callable[[Mapping[str, Any]], None]
 class RunId(pulumi.CustomResource):
     """A random id for a run: another one when the task's content changes or a rerun is asked for."""
 
+    run: pulumi.Output[str]  # the id once more: what the state of a stack is asked for are properties
+
     def __init__(self, name: str, *, digest: str, image: str | None, executor: Mapping[str, Any]) -> None:
         """`image` is what the target is made of; `executor` finds again what a killed engine left of it."""
-        super().__init__("coding-agent:index:RunId", name, {"digest": digest, "image": image, "executor": executor})
+        inputs = {"run": None, "digest": digest, "image": image, "executor": executor}
+        super().__init__("coding-agent:index:RunId", name, inputs)
 
 
 class Run(pulumi.CustomResource):
@@ -53,10 +58,12 @@ def run(
     task_file: Path | None = None,
     seen: Seen | None = None,
     say: Callable[[str], None] = pulumi.log.info,
-) -> Run:
+    asked: Asked | None = None,
+) -> Run | None:
     """Declare the task of `stack` in the project at `root`, and export what its run says.
 
-    `say` is told what takes time, `seen` is called with the outputs once they are known. Raises `InvalidInput` for a
+    `say` is told what takes time, `seen` is called with the outputs once they are known. There is no run where it is
+    asked that its target be given back. Raises `InvalidInput` for a
     task that can't be run and `NotFound` where the stack has none; nothing is declared then.
     """
     from coding_agent import task
@@ -64,7 +71,10 @@ def run(
 
     settings = Settings.load()
     loaded = task.load(task_file or find_task(root, stack), settings=settings)
-    declared = _declare(loaded, settings, stack, root, say)
+    asked = asked or Asked(rerun=os.environ.get(RERUN) == "1")
+    declared = _declare(loaded, settings, stack, root, say, asked)
+    if declared is None:
+        return None
     for field in fields(Outputs):
         pulumi.export(field.name, declared.outputs.apply(operator.methodcaller("get", field.name)))
     if seen is not None:
@@ -104,16 +114,24 @@ def main() -> None:
             raise
         pulumi.log.error(_said(error))
         sys.exit(_SAID)
-    if not pulumi.runtime.is_dry_run():
+    if declared is not None and not pulumi.runtime.is_dry_run():
         # Beside the exports, not in one: an export that raises loses all outputs.
         declared.outputs.apply(_fail_with_run)
 
 
-def _declare(task: Task, settings: Settings, stack: str, root: Path, say: Callable[[str], None]) -> Run:
+def _declare(
+    task: Task, settings: Settings, stack: str, root: Path, say: Callable[[str], None], asked: Asked
+) -> Run | None:
     spec, preview = settings.choose(task), pulumi.runtime.is_dry_run()
-    run_id = RunId(stack, digest=task.digest, image=executors.image(spec, task), executor=_filled(asdict(spec)))
+    image = executors.image(spec, task)
+    found = before.read(stack, asked, digest=task.digest, image=image) if spec.type in executors.RENTED else Before()
+    run_id = RunId(stack, digest=task.digest, image=image, executor=_filled(asdict(spec)))
+    if asked.without_target:
+        return None
     project = pulumi.get_project()
-    declared = executors.declare(Wanted(task, spec, project, stack, run_id.id, run_id, preview, say))
+    declared = executors.declare(
+        Wanted(task, spec, project, stack, run_id.id, run_id.run, run_id, preview, say, asked, found)
+    )
     if preview:
         for line in executors.unenforced(spec, task):
             pulumi.log.warn(line)

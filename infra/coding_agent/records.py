@@ -55,6 +55,7 @@ class Record:
     cpu_seen: tuple[int, float] = (0, 0.0)  # ticks and the target's uptime at the last look
     collected: bool = False  # nothing worth keeping is on the target alone
     removed: bool = False  # nothing is left on the target
+    removed_at: float = 0.0  # controller's clock; 0: not yet, or not known
 
     @property
     def folder(self) -> Path:

@@ -30,6 +30,7 @@ from coding_agent.plugin import DISCARD, RERUN, WAIT, EngineLog, hand_over, one_
 RUN_ID = "coding-agent:index:RunId"
 RUN = "coding-agent:index:Run"
 LEFTOVERS = "coding-agent:index:Leftovers"
+HOST_KEY = "coding-agent:index:HostKey"
 
 Values = dict[str, Any]
 _KINDS = {"add": "ADD", "delete": "DELETE", "update": "UPDATE"}
@@ -58,7 +59,7 @@ class Servicer(ProviderServicer):
 
     async def GetSchema(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return the names of the resources; programs other than ours have no use for them."""
-        resources: Values = {RUN_ID: {}, RUN: {}, LEFTOVERS: {}}
+        resources: Values = {RUN_ID: {}, RUN: {}, LEFTOVERS: {}, HOST_KEY: {}}
         schema = {"name": "coding-agent", "version": __version__, "resources": resources}
         return proto.GetSchemaResponse(schema=json.dumps(schema))
 
@@ -80,8 +81,8 @@ class Servicer(ProviderServicer):
             olds, news = _values(request.olds), _values(request.news)
             if _type(request.urn) == RUN_ID:
                 return _diff(changes.of_run_id(olds, news), first_delete=False)
-            if _type(request.urn) == LEFTOVERS:
-                return _diff(changes.of_leftovers(olds, news), first_delete=False)
+            if _type(request.urn) in (LEFTOVERS, HOST_KEY):
+                return _diff(changes.of_companion(olds, news), first_delete=False)
             # The old agent must have ended before the new one starts.
             return _diff(changes.of_run(olds, news, unknown=UNKNOWN), first_delete=True)
 
@@ -92,9 +93,10 @@ class Servicer(ProviderServicer):
 
         def create() -> Any:
             inputs = _values(request.properties)
-            if _type(request.urn) in (RUN_ID, LEFTOVERS):
+            if _type(request.urn) in _COMPANIONS:
                 new = "" if request.preview else secrets.token_hex(8)
-                return proto.CreateResponse(id=new, properties=_struct(inputs))
+                made = _COMPANIONS[_type(request.urn)](new)
+                return proto.CreateResponse(id=new, properties=_struct({**inputs, **made}))
             if request.preview:
                 # Nothing is run and no secret is looked up: what the run will say is not known.
                 return proto.CreateResponse(id="", properties=_struct(state.unknown(inputs, UNKNOWN)))
@@ -109,7 +111,7 @@ class Servicer(ProviderServicer):
 
         def read() -> Any:
             olds = _values(request.properties)
-            if _type(request.urn) == LEFTOVERS:
+            if _type(request.urn) in (LEFTOVERS, HOST_KEY):
                 return proto.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
             if _type(request.urn) == RUN_ID:
                 # A refresh that runs the program asks with the program's inputs, which say nothing of the attempt.
@@ -149,7 +151,7 @@ class Servicer(ProviderServicer):
             elif _type(request.urn) == RUN_ID:
                 # Where the engine was killed while it started the run, it knows of the id and not of the run.
                 state.remove_unfinished(request.id, _values(request.properties), discard=discard, say=say)
-            else:
+            elif _type(request.urn) != HOST_KEY:
                 state.remove(request.id, _values(request.properties), discard=discard, say=say)
             return empty_pb2.Empty()
 
@@ -196,6 +198,23 @@ class Servicer(ProviderServicer):
 
                 traceback.print_exc()
             await context.abort(grpc.StatusCode.INTERNAL, one_line(error))
+
+
+def _host_key(new: str) -> Values:
+    if not new:
+        return {"private": UNKNOWN, "public": UNKNOWN}
+    from coding_agent.executors import host_keys
+
+    pair = host_keys.one_use()
+    return {"private": pair.private, "public": pair.public}
+
+
+# What goes with a run, and has no life of its own: what is made of its new id, which is empty in a preview.
+_COMPANIONS: Mapping[str, Callable[[str], Values]] = {
+    RUN_ID: lambda new: {"run": new or UNKNOWN},
+    LEFTOVERS: lambda _new: {},
+    HOST_KEY: _host_key,
+}
 
 
 def _diff(change: changes.Change, *, first_delete: bool) -> Any:

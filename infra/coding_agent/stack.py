@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
@@ -23,9 +24,11 @@ from pulumi.runtime.rpc import UNKNOWN
 
 from coding_agent import backend, engine, executors, host_steps, locks, paths, plugin, plugins, program, records
 from coding_agent.command import Call, Command
-from coding_agent.errors import ConnectionBroken, EngineFailed, NotFound
+from coding_agent.errors import CodingAgentError, ConnectionBroken, EngineFailed, NotFound
+from coding_agent.executors.declared import Asked
 from coding_agent.executors.frozen_steps import FrozenSteps
 from coding_agent.inprocess import serving
+from coding_agent.orders import Orders
 from coding_agent.project import Project, name_task, open_project
 from coding_agent.run import outputs_dict, outputs_from
 from coding_agent.settings import ExecutorSpec
@@ -62,6 +65,7 @@ class _Heard:
 
     say: Say
     refusal: Path  # where the provider writes what it refused
+    asked: Asked = field(default_factory=Asked)
     errors: list[str] = field(default_factory=list)
     changes: Mapping[str, int] = field(default_factory=dict)
     outputs: Mapping[str, Any] | None = None
@@ -105,6 +109,19 @@ def open_stack(
     return Stack(project, name, task_file, Command(found), environment, create=create, before=before)
 
 
+def known(root: Path, progress: Say) -> frozenset[tuple[str, str]]:
+    """Return project and name of all stacks in the backend that the project at `root` has. Raises `EngineFailed`."""
+    project, found = open_project(root), engine.find_or_install(progress)
+    environment = backend.environment(project.root, engine=found, progress=progress)
+    try:
+        said = Command(found).run(["stack", "ls", "--all", "--json"], str(project.work), environment)
+    except failures.CommandError as error:
+        raise EngineFailed(str(error).partition("stderr:")[2].strip() or str(error)) from error
+    names = (str(each["name"]).split("/") for each in json.loads(said.stdout or "[]"))
+    # ORGANIZATION/PROJECT/STACK, or the last alone for one of this project.
+    return frozenset((each[-2] if len(each) > 1 else project.name, each[-1]) for each in names)
+
+
 class Stack:
     """A task's stack. Each method is one update, and holds the stack's lock only as long as that."""
 
@@ -137,13 +154,23 @@ class Stack:
         """
         arguments = ("up", "--yes", "--skip-preview", *(["--refresh"] if refresh else []))
         variables = {plugin.WAIT: "true" if wait else "false", plugin.RERUN: "1" if rerun else ""}
-        heard = self._listen(say)
-        self._existing(heard, lambda: self._update(heard, variables, *arguments))
-        return self._seen(heard)
+        begun, orders = records.now(), Orders()
+        while True:
+            heard = self._listen(say, Asked(rerun=rerun, passed_over=orders.refused, tried=orders.tried))
+            try:
+                self._existing(heard, partial(self._update, heard, variables, *arguments))
+            except CodingAgentError as error:
+                if not orders.again(error, say):
+                    self._give_back(orders, error, begun, say)
+                    raise
+            else:
+                return self._seen(heard)
+            # That it is to be another run is in the state already.
+            rerun, variables = False, {**variables, plugin.RERUN: ""}
 
     def preview(self, *, say: Say, rerun: bool = False) -> Preview:
         """Return what `up` would do. Runs nothing of the task; a stack that is made for it is removed again."""
-        heard = self._listen(say)
+        heard = self._listen(say, Asked(rerun=rerun))
         variables = {plugin.RERUN: "1" if rerun else ""}
         made = self._exists() is False
         if made:
@@ -193,8 +220,23 @@ class Stack:
             if not record.removed:
                 executors.reach(record.spec)
 
-    def _listen(self, say: Say) -> _Heard:
-        return _Heard(say, self.project.work / f".refusal.{secrets.token_hex(4)}")
+    def _give_back(self, orders: Orders, error: CodingAgentError, begun: float, say: Say) -> None:
+        """Remove what was ordered for a run that could not be started: it would cost, and nobody use it."""
+        started = any(each.created_at >= begun for each in records.of_stack(self.project.root, self.name))
+        if started or not orders.made:
+            return
+        if orders.kept:
+            say(f"what was made for it is kept; `coding-agent destroy {self.name}` removes it")
+            return
+        say(f"it could not be started: {error.message.splitlines()[0]}; giving back what was ordered")
+        heard = self._listen(say, Asked(without_target=True))
+        try:
+            self._guarded(heard, lambda: self._update(heard, {}, "up", "--yes", "--skip-preview"))
+        except CodingAgentError as left:
+            say(f"not given back: {left.message}; `coding-agent destroy {self.name}` removes it")
+
+    def _listen(self, say: Say, asked: Asked | None = None) -> _Heard:
+        return _Heard(say, self.project.work / f".refusal.{secrets.token_hex(4)}", asked or Asked())
 
     def _existing(self, heard: _Heard, operate: Callable[[], Result]) -> Result:
         """Operate on the stack, made first where there is none."""
@@ -285,9 +327,9 @@ class Stack:
         variables = {"PULUMI_DEBUG_COMMANDS": "true", **ours, **variables}
         if os.environ.get("CODING_AGENT_CONFIG"):
             variables["CODING_AGENT_CONFIG"] = str(paths.config_file().absolute())  # the engine runs in another folder
-        # A preview does nothing on a host.
         heard.hosts = host_steps.hosts(self.project.root, self.name, self._task_file)
-        logging_in = host_steps.logging_in(() if "preview" in arguments else heard.hosts, heard.say)
+        # A preview does nothing on a host.
+        logging_in = host_steps.logging_in(heard.hosts, heard.say, keys="preview" not in arguments)
         heard.steps = FrozenSteps()
         with logging_in as keys, heard.steps, serving(lambda: self._program(heard), heard.event) as served:
             return self._run(*arguments, "--color", "never", *served, variables={**variables, **keys})
@@ -297,7 +339,9 @@ class Stack:
             heard.outputs = outputs
 
         try:
-            program.run(self.project.root, self.name, task_file=self._task_file, seen=seen, say=heard.say)
+            program.run(
+                self.project.root, self.name, task_file=self._task_file, seen=seen, say=heard.say, asked=heard.asked
+            )
         except Exception as error:
             # Kept as it is; what passes through the engine is text alone.
             heard.refused = error

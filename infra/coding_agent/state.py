@@ -17,7 +17,7 @@ from coding_agent.settings import ExecutorSpec
 Values = Mapping[str, Any]
 Say = Callable[[str], None]
 # Of a record, what changes at every look is in the outputs already; what was collected lies on one machine.
-_NOT_KEPT = ("outputs", "cpu_seen", "removed")
+_NOT_KEPT = ("outputs", "cpu_seen", "removed", "removed_at")
 
 
 def properties(inputs: Values, record: Record) -> dict[str, Any]:

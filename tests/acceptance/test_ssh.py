@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import shared_cache
 from fakes.scenarios import scenario
 from machines.relay import relay
 from machines.ssh_host import SshHost
@@ -23,19 +26,9 @@ pytestmark = pytest.mark.timeout(600)
 BOUND = 120.0  # seconds within which a host that does not answer is given up
 
 
-@pytest.fixture
-def crib(user: User, ssh_host: SshHost, command_plugin: Path) -> Iterator[User]:
-    """Return a user with an executor `crib`: a host that he knows, and a key to log in with."""
-    (user.home / ".pulumi" / "plugins").symlink_to(command_plugin)
-    _executor(user, ssh_host)
-    yield user
-    ssh_host.run("bash", "-c", "pkill -KILL -u plain; rm -rf /home/plain/.coding-agent || :")
-
-
 def _executor(user: User, server: SshHost, **options: Any) -> None:
     """Write the executors file: one executor `crib`; None leaves an option out."""
-    labels = options.pop("labels", ["rust"])
-    user.executors({"name": "crib", "type": "ssh", "labels": labels, **server.options(**options)})
+    user.executors(server.executor(**options))
 
 
 def _left(host: SshHost) -> list[str]:
@@ -191,6 +184,7 @@ def test_a_host_that_does_not_answer(crib: User, ssh_host: SshHost) -> None:
 
         refused = crib.cli("destroy", "job", "--yes", code=3).stderr
         assert way.address[0] in refused
+        assert "destroy job --discard" in refused
         begun = time.monotonic()
         crib.job("late", command="true", executor="crib")
         assert way.address[0] in crib.cli("up", "late", code=3).stderr
@@ -221,3 +215,84 @@ def test_a_start_that_failed_leaves_nothing(crib: User, ssh_host: SshHost) -> No
     crib.cli("destroy", "job")
 
     assert _left(ssh_host) == []
+
+
+@pytest.mark.slow
+def test_claude_is_brought(crib: User, ssh_host: SshHost, claude_program: Path) -> None:
+    """With `install: true` a host without Claude Code gets it, once, in spite of a connection that is cut."""
+    (crib.home / ".cache" / "coding-agent" / "claude").symlink_to(shared_cache.FOLDER / "coding-agent" / "claude")
+    with relay(ssh_host.address) as way:
+        _executor(crib, ssh_host, host=way.address[0], port=way.address[1], install=True)
+        crib.job(prompt=scenario("text"), executor="crib")
+        size = "stat -c %s /home/plain/.coding-agent/claude/.*.part 2>/dev/null || echo 0"
+        with crib.start("up", "job") as begun:
+            until(lambda: int(ssh_host.run("bash", "-c", size)) > 20_000_000, limit=60)
+            connections = way.accepted
+            way.cut()
+            said = begun.communicate(timeout=240)[0]
+
+        assert begun.returncode == 0, said
+        assert way.accepted > connections
+        sent = [int(each) for each in re.findall(r"copying Claude Code .*: (\d+) of", said)]
+        assert sent == sorted(sent), said
+        installed = [each for each in _left(ssh_host) if each.startswith("./claude/")]
+        assert len(installed) == 1, said
+        again = crib.cli("up", "job", "--rerun", "--json")
+        assert json.loads(again.stdout)["status"] == "succeeded"
+        assert "copying" not in again.stderr
+
+
+def test_a_key_with_a_passphrase(crib: User, ssh_host: SshHost, tmp_path: Path) -> None:
+    """A key that a passphrase protects, and no agent holds, is named, with what to do; nobody is asked for it."""
+    key = tmp_path / "locked"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "a passphrase", "-f", key], check=True, timeout=30)
+    _executor(crib, ssh_host, key_path=str(key))
+    crib.job(command="true", executor="crib")
+
+    refused = crib.cli("up", "job", code=3).stderr
+
+    assert f"passphrase protects {key}" in refused
+    assert f"`ssh-add {key}`" in refused
+
+
+def test_a_step_that_freezes(crib: User, ssh_host: SshHost) -> None:
+    """A step of the engine's plugin on a host that says nothing any more is ended; afterwards it is done again."""
+    impatient = (
+        "import sys; from coding_agent.executors import frozen_steps; frozen_steps.LIMIT = 3.0; "
+        "from coding_agent.cli import main; sys.exit(main())"
+    )
+    with relay(ssh_host.address) as way:
+        _executor(crib, ssh_host, host=way.address[0], port=way.address[1])
+        crib.job(command="true", executor="crib")
+        way.freeze()
+        ended = crib.run(sys.executable, "-c", impatient, "up", "job", code=3).stderr
+        assert "the step job-ready on the host did not end in time" in ended
+        way.thaw()
+        crib.cli("up", "job")
+        crib.cli("destroy", "job")
+    assert _left(ssh_host) == []
+
+
+def test_doctor(crib: User, ssh_host: SshHost, tmp_path: Path) -> None:
+    """`doctor` says of each executor on a host whether one can log in, and what to do where not; and of the plugin."""
+    other = tmp_path / "other"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True, timeout=30)
+    crib.executors(
+        ssh_host.executor(),
+        ssh_host.executor(name="strange", host_key=None),
+        ssh_host.executor(name="closed", key_path=str(other)),
+        ssh_host.executor(name="off", port=1),
+    )
+
+    found = {each["name"]: each for each in json.loads(crib.cli("doctor", "--json", code=None).stdout)["findings"]}
+
+    assert found["executor crib"]["state"] == found["command plugin"]["state"] == "ok"
+    for name, problem, step in (
+        ("strange", "is not known: it shows SHA256:", "coding-agent trust strange"),
+        ("closed", "lets nobody in", "authorized_keys"),
+        ("off", "refused the connection", "ssh server runs"),
+    ):
+        finding = found[f"executor {name}"]
+        assert finding["state"] == "missing"
+        assert problem in finding["found"]
+        assert step in finding["next_step"]

@@ -138,18 +138,6 @@ def test_a_closed_pipe_is_quiet(project: Path, removing: list[str]) -> None:
     assert (shown.stdout, shown.stderr) == ("1\n", "")
 
 
-def test_a_type_not_built_yet_says_so_when_used(project: Path, tmp_path: Path) -> None:
-    """A task on an executor whose type is not built ends with 3 and says so; reading the file is no error."""
-    file = tmp_path / "executors.yaml"
-    file.write_text("executors:\n  - {name: crib, type: hetzner}\n")
-    task(project, "far", "command: 'true'\nexecutor: crib\n")
-    assert run("--config", str(file), "validate", cwd=project).returncode == 0
-    shown = run("--config", str(file), "up", "far", "--json", cwd=project)
-    assert shown.returncode == 3
-    assert "not built yet" in shown.stderr
-    assert data(shown)["exit_code"] == 3
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_the_agent(number: signal.Signals, code: int, project: Path, removing: list[str]) -> None:
     """SIGINT (130) or SIGTERM (143) during `up` ends the following and says so; the run goes on."""
@@ -276,13 +264,13 @@ def test_init_keeps_what_is_there(project: Path) -> None:
 
 
 def test_executors_of_the_file(project: Path, tmp_path: Path) -> None:
-    """`executors` lists what the file of --config names, and the built-in one; a type not built yet says so."""
+    """`executors` lists what the file of --config names, and the built-in one, each with what tells it from others."""
     file = tmp_path / "executors.yaml"
-    file.write_text("executors:\n  - {name: crib, type: hetzner, labels: [rust]}\n")
+    file.write_text("executors:\n  - {name: crib, type: hetzner, labels: [rust], server_types: [cx23, cpx22]}\n")
     shown = run("--config", str(file), "executors", cwd=project)
     assert shown.returncode == 0, shown.stderr
     assert "crib" in shown.stdout
-    assert "not built yet" in shown.stdout
+    assert "server_types cx23, cpx22" in shown.stdout
     named = json.loads(run("--config", str(file), "executors", "--json", cwd=project).stdout)
     assert {each["name"] for each in named} == {"crib", "local"}
 

@@ -17,13 +17,14 @@ import tarfile
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from containers import Docker
 from machines import metadata
 from machines.cloud_image import cloud_image
 from machines.forwarding import Forwarding
 from machines.loopback import Claim, claim, claim_address
-from machines.machine import READY_LIMIT, SSH_PORT, ServerSpec
+from machines.machine import READY_LIMIT, SSH_PORT, Machine, ServerSpec
 from machines.namespaces import Namespace
 from waiting import until
 
@@ -84,6 +85,11 @@ class CloudServer:
         except OSError:
             return False  # closed meanwhile
 
+    @property
+    def pid(self) -> int:
+        """Its init, as this machine counts."""
+        return int(self._docker("inspect", "-f", "{{.State.Pid}}", self._name))
+
     def power_on(self) -> None:
         """Give it power."""
         with self._guard:
@@ -93,7 +99,7 @@ class CloudServer:
             if not self._made:
                 self._make()
             self._docker("start", self._name)
-            pid = int(self._docker("inspect", "-f", "{{.State.Pid}}", self._name))
+            pid = self.pid
             self._process = os.pidfd_open(pid)
             self._plug(pid)
 
@@ -271,6 +277,12 @@ class CloudServers:
         for each in self._docker("ps", "-aq", "--filter", label).split():
             self._docker("rm", "-f", "-v", each)
         self._docker.remove(self._docker("images", "-q", "--filter", label).split())
+
+
+def seen_from_here(machine: Machine, path: str) -> Path:
+    """Return where this machine's root finds a path of a container's."""
+    assert isinstance(machine, CloudServer)
+    return Path(f"/proc/{machine.pid}/root{path}")
 
 
 def _relayed(inside: Namespace, port: int) -> Forwarding:

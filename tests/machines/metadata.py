@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from machines.machine import ServerSpec
 
@@ -30,13 +31,24 @@ def answer(server: ServerSpec, address: str, path: str) -> bytes | None:
     name = path.partition("?")[0].removeprefix(_BASE)
     match name.removeprefix("metadata").strip("/"):
         case "":
-            return json.dumps({**values, "vendor_data": VENDOR_DATA}).encode()
+            network = {"version": 1, "config": [_interface(server)]}
+            return json.dumps({**values, "network-config": network, "vendor_data": VENDOR_DATA}).encode()
         case "userdata":
             return server.user_data.encode()
         case key if key in values:
             value = values[key]
             return ("\n".join(value) if isinstance(value, list) else value).encode()
     return None
+
+
+def hardware_address(server: ServerSpec) -> str:
+    """Return a server's network card's."""
+    return ":".join(f"{byte:02x}" for byte in (0x96, 0, *server.id.to_bytes(8, "big")[-4:]))
+
+
+def _interface(server: ServerSpec) -> dict[str, Any]:
+    subnets = [{"type": "dhcp", "ipv4": True}]
+    return {"type": "physical", "name": "eth0", "mac_address": hardware_address(server), "subnets": subnets}
 
 
 class MetadataService:

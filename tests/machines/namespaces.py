@@ -51,15 +51,18 @@ class Namespace:
 
     def run(self, script: str, *argv: str) -> None:
         """Run a shell script there."""
-        path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         done = subprocess.run(
-            ["nsenter", f"--net={path}", "sh", "-euc", script, "sh", *argv],
+            [*self.entering(), "sh", "-euc", script, "sh", *argv],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=LIMIT,
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+
+    def entering(self) -> list[str]:
+        """Return what a program's arguments begin with, to be started there."""
+        return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._descriptor}"]
 
     def close(self) -> None:
         """Let go of it."""

@@ -1,8 +1,8 @@
 """A host that one logs in to: a container with the real sshd, at an address of its own on loopback, port 22.
 
 It uses this machine's network, so that a run there reaches a model that a test started here. Its /tmp is mounted
-noexec, it has no systemd, its sshd takes no environment and says nothing of a language. Its users are all kinds that
-there are (`USERS`), and all of them accept one key.
+noexec, /small is a small disk, it has no systemd, its sshd takes no environment and says nothing of a language. Its
+users are all kinds that there are (`USERS`), and all of them accept one key.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from containers import Docker, debian_image
 from machines.loopback import claim, claim_address
 from waiting import until
 
-IMAGE = "coding-agent-test/ssh-host:1"
-_PACKAGES = "git,procps,perl,openssh-server,fish,zsh,tcsh"
+IMAGE = "coding-agent-test/ssh-host:2"
+_PACKAGES = "git,procps,perl,openssh-server,fish,zsh,tcsh,nix-bin"
 _OWNER = "coding-agent-test.ssh"  # label: its value names the claim of the process whose host it is
 _NETWORK = "127.0.3"
+SMALL = "/small"  # a folder there whose disk has little room, but as much as a run asks for
 # A user -> his home, his login shell, and what his start files do.
 USERS = {
     "plain": ("/home/plain", "/bin/bash", ""),
@@ -95,6 +96,10 @@ class SshHost:
         given = {"host": self.address, "user": user, "key_path": str(self.key), "host_key": self.host_key(), **options}
         return {name: value for name, value in given.items() if value is not None}
 
+    def executor(self, **options: Any) -> dict[str, Any]:
+        """Return an entry of an executors file: `crib`, on it. None leaves an option out."""
+        return {"name": "crib", "type": "ssh", **self.options(**options)}
+
     def spec(self, user: str = "plain", *, name: str = "crib", **options: Any) -> ExecutorSpec:
         """Return an executor on it."""
         return ExecutorSpec(name, "ssh", options=self.options(user, **options))
@@ -114,6 +119,20 @@ class SshHost:
         """Start its ssh server, and wait until it answers."""
         self.docker("exec", "-d", self.container, "/usr/sbin/sshd", "-D")
         until(lambda: self._answers(self.port))
+
+    def down(self) -> None:
+        """Let the host go down: all that runs there ends, and nothing answers."""
+        self.docker("kill", self.container)
+
+    def up(self) -> None:
+        """Let it come up again."""
+        self.docker("start", self.container)
+        self.run("chmod", "1777", SMALL)
+        self.start()
+
+    def seen_from_here(self, path: str) -> Path:
+        """Return where this machine's root finds a path of the host's."""
+        return Path(f"/proc/{self.docker.inspect(self.container)['State']['Pid']}/root{path}")
 
     def stop(self) -> None:
         """End its ssh server and all connections; what runs there goes on."""
@@ -158,7 +177,8 @@ def ssh_host(docker: Docker, folder: Path) -> Iterator[SshHost]:
     assert owner is not None
     docker(
         *("run", "-d", "--init", "--name", name, "--network", "host", "--hostname", name),
-        *("--tmpfs", "/tmp:noexec,nosuid,mode=1777", "--label", f"{_OWNER}={owner.name}", image, "sleep", "infinity"),
+        *("--tmpfs", "/tmp:noexec,nosuid,mode=1777", "--tmpfs", f"{SMALL}:exec,nosuid,mode=1777,size=240m"),
+        *("--label", f"{_OWNER}={owner.name}", image, "sleep", "infinity"),
     )
     try:
         host = SshHost(docker, name, address.name, key)

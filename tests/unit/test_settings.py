@@ -121,7 +121,7 @@ def test_every_part_of_the_file(tmp_path: Path) -> None:
         tmp_path,
         "executors:\n"
         "  - {name: here, type: local, root_dir: ~/runs, use_host_login: true, env: {A: b}}\n"
-        "  - {name: vm, type: hetzner, server_type: [a, b], location: fsn1, keep: true}\n"
+        "  - {name: vm, type: hetzner, server_types: [a, b], locations: fsn1, keep: true}\n"
         "defaults:\n"
         "  executor: here\n"
         "  agent: {model: opus, max_turns: 7, allowed_tools: [Read], mcp_config: {mcpServers: {}}}\n"
@@ -134,7 +134,7 @@ def test_every_part_of_the_file(tmp_path: Path) -> None:
         "allow_inline: [mounts]\n",
     )
     assert settings.executor("here").options == {"root_dir": "~/runs", "use_host_login": True, "env": {"A": "b"}}
-    assert settings.executor("vm").options == {"server_type": ["a", "b"], "location": "fsn1", "keep": True}
+    assert settings.executor("vm").options == {"server_types": ["a", "b"], "locations": "fsn1", "keep": True}
     assert settings.defaults.executor == "here"
     assert settings.defaults.agent == {
         "model": "opus",

@@ -9,7 +9,7 @@ from coding_agent.cli import names, summary
 from coding_agent.cli.options import command, json_option, run_argument
 from coding_agent.cli.screen import Screen, write
 from coding_agent.cli.signals import INTERRUPTED, stopping
-from coding_agent.errors import ConnectionBroken, ExecutorUnavailable, InvalidInput
+from coding_agent.errors import InvalidInput
 from coding_agent.records import Record
 
 _FOLLOW_FROM = 10  # lines shown before following goes on with new ones
@@ -52,14 +52,7 @@ def status_command(run: str, as_json: bool) -> int:
     screen = Screen(as_json=as_json)
     quiet = Screen(as_json=True)  # what is being done goes to stderr: stdout shows the status alone
     found = names.find_run(run, say=quiet.say)
-    if not found.removed and not (found.outputs.status.final and found.collected):
-        found = lifecycle.observe(found, say=quiet.say)
-    usage = None
-    if not found.outputs.status.final:
-        try:
-            usage = lifecycle.usage(found)
-        except (ConnectionBroken, ExecutorUnavailable):
-            usage = None  # the state says already that the target doesn't answer
+    found, usage = lifecycle.examine(found, say=quiet.say)
     summary.show(screen, found, usage)
     return 0
 
@@ -82,7 +75,8 @@ def logs_command(run: str, follow: bool, lines: int | None, raw: bool, debug: bo
     if raw and debug:
         raise InvalidInput("--raw and --debug are two different logs", next_step="choose one")
     screen = Screen(as_json=as_json)
-    found = names.find_run(run, say=Screen(as_json=True).say)
+    quiet = Screen(as_json=True)  # what goes on goes to stderr: stdout shows the log alone
+    found = names.find_run(run, say=quiet.say)
 
     def show(text: str) -> None:
         if as_json:
@@ -93,7 +87,7 @@ def logs_command(run: str, follow: bool, lines: int | None, raw: bool, debug: bo
 
     count = _FOLLOW_FROM if lines is None and follow else lines
     with stopping() as stop:
-        logs.logs(found, n=count, follow=follow, raw=raw, debug=debug, write=show, stop=stop)
+        logs.logs(found, n=count, follow=follow, raw=raw, debug=debug, write=show, say=quiet.say, stop=stop)
         return INTERRUPTED if stop.is_set() else 0
 
 

@@ -88,18 +88,14 @@ def validate_command(files: tuple[str, ...], as_json: bool) -> int:
 @json_option
 def executors_command(as_json: bool) -> int:
     """List the places where tasks can run, from the executors file."""
-    from coding_agent.executors import MODULES
     from coding_agent.settings import Settings
 
     screen = Screen(as_json=as_json)
     settings = Settings.load()
     if as_json:
-        screen.data([_executor(each, each.type in MODULES) for each in settings.executors])
+        screen.data([_executor(each) for each in settings.executors])
         return 0
-    rows = [
-        (each.name, each.type, ", ".join(each.labels), _about(each, each.type in MODULES))
-        for each in settings.executors
-    ]
+    rows = [(each.name, each.type, ", ".join(each.labels), _about(each)) for each in settings.executors]
     screen.table(("NAME", "TYPE", "LABELS", ""), rows)
     path = paths.config_file()
     screen.say(f"from {path}" if path.exists() else f"built in; {path} would name more")
@@ -119,17 +115,20 @@ def _settings() -> tuple[Settings | None, list[Problem], list[Path]]:
         return None, list(error.problems), checked
 
 
-def _executor(spec: ExecutorSpec, built: bool) -> dict[str, Any]:
+def _executor(spec: ExecutorSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "type": spec.type,
         "labels": list(spec.labels),
         "claude_path": spec.claude_path,
         "options": dict(spec.options),
-        "built": built,
     }
 
 
-def _about(spec: ExecutorSpec, built: bool) -> str:
-    known = [f"{name} {spec.options[name]}" for name in ("host", "image", "server_type") if spec.options.get(name)]
-    return ", ".join([*known, *([] if built else ["this type is not built yet"])])
+def _about(spec: ExecutorSpec) -> str:
+    names = ("host", "image", "server_types", "locations")
+    return ", ".join(f"{name} {_listed(spec.options[name])}" for name in names if spec.options.get(name))
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Mapping[str, Entry]] = {
     "This machine": {
         "executors": Entry("project", "List the places where tasks can run."),
         "trust": Entry("trust", "Record by which keys the hosts of an executor are known."),
+        "sweep": Entry("sweep", "List cloud resources that no stack owns, and remove them when asked to."),
         "image": Entry("image", "Make images that agents run in."),
         "env": Entry("machine", "Print what gives a shell the same engine and backend."),
         "doctor": Entry("machine", "Say what is here, what is missing and what to do about it."),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from coding_agent import executors
 from coding_agent.cli.screen import Screen
 from coding_agent.records import Record
 from coding_agent.run import Outputs, ProcessUsage, State, outputs_dict
@@ -34,7 +36,26 @@ def cost(outputs: Outputs) -> str:
 def document(record: Record, usage: ProcessUsage | None = None) -> dict[str, Any]:
     """Return what --json prints of a run: the outputs' names, and what its processes use now."""
     used = {"cpu": usage.cpu, "mem": usage.mem, "processes": usage.processes} if usage else None
-    return {**outputs_dict(record.outputs), "usage": used}
+    price = machine_price(record)
+    machine = None if price is None else {"eur_per_hour": price, "eur_so_far": machine_cost(record)}
+    return {**outputs_dict(record.outputs), "usage": used, "machine": machine}
+
+
+def machine_price(record: Record) -> float | None:
+    """Return what the run's machine costs an hour, in EUR; None where it costs nothing, or that is not known."""
+    try:
+        return float(record.place["price"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def machine_cost(record: Record) -> float | None:
+    """Return what the run's machine has cost so far, in EUR: each hour that has begun counts whole."""
+    price, made_at = machine_price(record), float(record.place.get("made_at") or record.created_at)
+    if price is None or (record.removed and not record.removed_at):
+        return None
+    hours = math.ceil(max((record.removed_at or time.time()) - made_at, 1.0) / 3600)
+    return round(price * hours, 4)
 
 
 def rows(record: Record, usage: ProcessUsage | None = None) -> list[tuple[str, str]]:
@@ -46,6 +67,7 @@ def rows(record: Record, usage: ProcessUsage | None = None) -> list[tuple[str, s
         ("status", str(outputs.status)),
         ("reason", _reason(outputs)),
         ("executor", outputs.executor),
+        ("server", _machine(record)),
         ("started", _started(record)),
         ("uses", f"{usage.cpu:.0f}% CPU, {usage.mem:.0f} MB, {usage.processes} processes" if usage else ""),
         ("turns", _turns(record)),
@@ -75,7 +97,7 @@ def show(screen: Screen, record: Record, usage: ProcessUsage | None = None) -> N
 def next_steps(record: Record) -> Sequence[str]:
     """Return the commands that one may want next."""
     name = record.stack
-    if record.removed:
+    if record.removed and not executors.gives_back(record.spec):
         return (f"coding-agent up {name}         # run it again",)
     if not record.outputs.status.final:
         return (
@@ -101,6 +123,15 @@ def _started(record: Record) -> str:
     lasted = took(record.outputs)
     at = datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{at}, took {span(lasted)}" if lasted is not None else f"{at}, {age(record)} ago"
+
+
+def _machine(record: Record) -> str:
+    price, place = machine_price(record), record.place
+    if price is None:
+        return ""
+    so_far = machine_cost(record)
+    cost = "" if so_far is None else f", {so_far:.4f} EUR {'in all' if record.removed else 'so far'}"
+    return f"{place.get('server_type')} in {place.get('location')}: {price:.4f} EUR an hour{cost}"
 
 
 def _reason(outputs: Outputs) -> str:

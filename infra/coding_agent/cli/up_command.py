@@ -56,14 +56,15 @@ def up_command(task: str, detach: bool, rerun: bool, refresh: bool, as_json: boo
         return _interrupted(screen, loaded)
     if detach or (not loaded.wait and not run.outputs.status.final):
         return _detached(screen, run)
-    ended, interrupted = run.outputs.status.final, False
-    if not ended or run.created_at >= begun:  # a quick one may have ended already: what it did is shown all the same
+    ended, fresh, interrupted = run.outputs.status.final, run.created_at >= begun, False
+    if not ended or fresh:  # a quick one may have ended already: what it did is shown all the same
         run, interrupted = _follow(screen, run)
     elif not as_json:
         screen.say(f"nothing changed: the run of {summary.age(run)} ago stands; --rerun makes another")
     # Where its target is gone, a refresh would find that out, and the next `up` make another and run the task again.
-    if run.outputs.status.final and not ended and run.outputs.reason != TARGET_GONE:
-        _refresh(screen, stack)
+    known = ended and not (fresh and run.removed)  # of one that was given back the stack has still all
+    if run.outputs.status.final and not known and run.outputs.reason != TARGET_GONE:
+        _refresh(screen, stack, run)
         run = names.record(run.run_id)
     return _finish(screen, run, interrupted=interrupted)
 
@@ -123,10 +124,15 @@ def _follow(screen: Screen, run: Record) -> tuple[Record, bool]:
         return run, stop.is_set() and not run.outputs.status.final
 
 
-def _refresh(screen: Screen, stack: Stack) -> None:
+def _refresh(screen: Screen, stack: Stack, run: Record) -> None:
     """Let the stack say how the run ended: it still says what was true when the agent started."""
+    from coding_agent import executors
+
     try:
-        stack.refresh(say=lambda _line: None)
+        if executors.gives_back(run.spec):
+            stack.up(wait=False, say=lambda _line: None)  # nor has it any more what was made for the run
+        else:
+            stack.refresh(say=lambda _line: None)
     except CodingAgentError as error:
         # How the run ended is known all the same.
         screen.say(f"the stack's outputs are not up to date, the next `up` does it: {error.message}")

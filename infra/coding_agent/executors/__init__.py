@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from coding_agent.errors import ExecutorUnavailable
@@ -19,17 +19,24 @@ MODULES = {
     "local": "coding_agent.executors.local",
     "container": "coding_agent.executors.container",
     "ssh": "coding_agent.executors.ssh",
+    "hetzner": "coding_agent.executors.hetzner",
 }
 # Those that have something to declare before a run.
-TARGETS = {"container": "coding_agent.executors.container_target", "ssh": "coding_agent.executors.ssh_target"}
+TARGETS = {
+    "container": "coding_agent.executors.container_target",
+    "ssh": "coding_agent.executors.ssh_target",
+    "hetzner": "coding_agent.executors.hetzner_target",
+}
 # Those that one logs in to.
-LOGINS = ("ssh",)
+LOGINS = ("ssh", "hetzner")
+# Those whose machines are made for a run and cost as long as they are there.
+RENTED = ("hetzner",)
 
 
 def connect(spec: ExecutorSpec, place: Mapping[str, Any] | None = None) -> Executor:
     """Return the live executor of `spec`; `place` is what the target was declared to be, or what it was found to be.
 
-    Raises `ExecutorUnavailable` for a type that is not built, `ConnectionBroken` where the target can't be reached and
+    Raises `ExecutorUnavailable` for another version's type, `ConnectionBroken` where the target can't be reached and
     `OnAnotherMachine` where it is not to be found from here.
     """
     executor: Executor = _module(MODULES, spec).connect(spec, place or {})
@@ -41,7 +48,6 @@ def declare(wanted: Wanted) -> Declared:
     from coding_agent.executors.declared import Declared
 
     if wanted.spec.type not in TARGETS:
-        _module(MODULES, wanted.spec)
         return Declared()
     declared: Declared = _module(TARGETS, wanted.spec).declare(wanted)
     return declared
@@ -75,6 +81,28 @@ def sweep(spec: ExecutorSpec, run_id: str, *, everything: bool) -> None:
         _module(MODULES, spec).sweep(spec, run_id, everything=everything)
 
 
+def gives_back(spec: ExecutorSpec) -> bool:
+    """Whether the executor's machine goes once its run has ended and the work is here."""
+    return spec.type in RENTED and not spec.options.get("keep")
+
+
+def give_back(spec: ExecutorSpec, run_id: str) -> None:
+    """Remove the machine of a run that has ended, so that it costs no more. Raises what keeps it from that."""
+    _module(MODULES, spec).give_back(run_id)
+
+
+def environment(specs: Iterable[ExecutorSpec]) -> dict[str, str]:
+    """Return what the engine's plugins need in their environment for these executors; it is in no input or state.
+
+    Raises what says that it can't be had.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        if spec.type in RENTED:
+            found |= _module(MODULES, spec).environment()
+    return found
+
+
 def unenforced(spec: ExecutorSpec, task: Task) -> tuple[str, ...]:
     """Say which limits of the task its executor can't hold, and which it holds otherwise than one might think."""
     said: tuple[str, ...] = _module(MODULES, spec).unenforced(task, spec)
@@ -84,7 +112,7 @@ def unenforced(spec: ExecutorSpec, task: Task) -> tuple[str, ...]:
 def _module(registry: Mapping[str, str], spec: ExecutorSpec) -> Any:
     if spec.type not in registry:
         raise ExecutorUnavailable(
-            f"executor {spec.name}: type {spec.type} is not built yet",
-            next_step=f"use one of type {', '.join(sorted(MODULES))}",
+            f"executor {spec.name}: this version knows no type {spec.type}",
+            next_step="use the version of coding-agent that the run was started with",
         )
     return importlib.import_module(registry[spec.type])

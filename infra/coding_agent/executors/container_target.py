@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from coding_agent.executors import container, container_image
 from coding_agent.executors.container_engine import Engine, answering, reach
 from coding_agent.executors.container_limits import ROOM, effective
 from coding_agent.executors.declared import Declared, Wanted
+from coding_agent.executors.leftovers import Leftovers
 from coding_agent.plugin import one_line
 
 if TYPE_CHECKING:
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 
 LARGEST_CONTEXT = 500_000_000  # bytes of the folder that an image is built from
 _MB = 1024 * 1024  # the provider's unit of memory
-
-
-class Leftovers(pulumi.CustomResource):
-    """What removes containers that an engine left which was killed while it made one: they would hold the volume."""
-
-    def __init__(self, name: str, wanted: Wanted, options: pulumi.ResourceOptions) -> None:
-        inputs = {"run_id": wanted.run_id, "executor": asdict(wanted.spec)}
-        super().__init__("coding-agent:index:Leftovers", name, inputs, options)
 
 
 class ContainerTarget(pulumi.ComponentResource):
@@ -124,7 +116,8 @@ def _made(engine: Engine, wanted: Wanted) -> Declared:
         for each in named
     ]
     needed = [volume, *volumes, *([network] if network else [])]
-    # Between them and the container: what is removed after the container, and before what it uses.
+    # Between them and the container: what is removed after the container, and before what it uses. A container that a
+    # killed engine left would hold the volume.
     leftovers = Leftovers(wanted.stack, wanted, pulumi.ResourceOptions(parent=component, depends_on=needed))
     limits = effective(wanted.task.limits, spec.options)
     pids = (limits.pids or 0) + ROOM

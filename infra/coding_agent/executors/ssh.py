@@ -14,7 +14,7 @@ from coding_agent.errors import (
     ConnectionBroken,
     ExecutorUnavailable,
 )
-from coding_agent.executors import ssh_login, ssh_target
+from coding_agent.executors import host_keys, ssh_login, ssh_target
 from coding_agent.executors.base import Executor, Surroundings
 from coding_agent.executors.host_limits import unenforced
 from coding_agent.executors.ssh_connection import SshConnection
@@ -112,6 +112,8 @@ def try_out(spec: ExecutorSpec) -> str:
     """Log in, and return who is where. Raises what keeps that from working, with what to do."""
     with contextlib.closing(SshConnection(login(spec, {}))) as connection:
         connection.run(["true"], timeout=_LIMIT)
+        for hop in connection.login.hops:  # which the engine's plugin has to know as well
+            host_keys.for_plugin(hop, ask=False)
         return connection.login.address
 
 

@@ -285,3 +285,22 @@ def _said(done: subprocess.CompletedProcess[str]) -> str:
     from coding_agent.installation import tail
 
     return tail(done.stderr, 2) or f"{done.args[0]} ended with {done.returncode}"
+
+
+def key_of(spec: ExecutorSpec) -> str:
+    """Return the public half (`TYPE BASE64`) of the key that a new host of an executor is to know.
+
+    The one that the executor names, else the first of the user's agent, else of the usual files one that can be used by
+    itself. Raises `InvalidInput` or `ExecutorUnavailable` with what to do.
+    """
+    if spec.options.get("key_path"):
+        return public_key(str(spec.options["key_path"]))
+    keys = _keys([spec])
+    if keys.agent:
+        done = _run(["ssh-add", "-L"], keys.agent)
+        held = [" ".join(line.split()[:2]) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+        if held:
+            return held[0]
+    usable = _usable(keys, spec.name)
+    # The shortest and newest kind first.
+    return public_key(sorted(usable, key=lambda file: "ed25519" not in file)[0])

@@ -219,7 +219,7 @@ async def _explained(
                 seen = await shown(login, timeout=limit)
             if seen and not set(seen) & set(known):
                 raise host_keys.changed(login, known, seen) from error
-        raise ConnectionBroken(f"{where} can't be reached: {_said(error)}") from error
+        raise _unreachable(where, error) from error
     except asyncssh.ChannelOpenError as error:
         raise ConnectionBroken(
             f"{where} can't be reached from there: {_said(error)}",
@@ -235,7 +235,13 @@ async def _explained(
             next_step="see that `host` is right and that this machine is on the network",
         ) from error
     except (asyncssh.Error, OSError) as error:
-        raise ConnectionBroken(f"{where} can't be reached: {_said(error)}") from error
+        raise _unreachable(where, error) from error
+
+
+def _unreachable(where: str, error: Exception) -> ConnectionBroken:
+    return ConnectionBroken(
+        f"{where} can't be reached: {_said(error)}", next_step="see that it is on, and that its ssh server runs"
+    )
 
 
 def _refused(login: Login, where: str, keys: _Keys) -> LoginRefused:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,17 +17,40 @@ from typing import Any
 
 from acceptance.faults.table import Row
 from containers import BASE
+from fakes.hetzner_api import HetznerApi
 from fakes.scenarios import scenario
+from machines.cloud_server import seen_from_here
 from machines.dockerd import Dockerd
+from machines.machine import Machine
+from machines.relay import Relay
+from machines.ssh_host import SshHost
 from processes import arguments_of, processes_with_text
 from user import User
 from waiting import until
 
 LISTING = Path(__file__).with_name("listing.sh")
 LIMIT = 150.0  # seconds
+FROZEN_LIMIT = 270.0  # seconds until everything has given up a connection that is open and says nothing
 # Of the engine's own program there is only one while a bare `pulumi up` waits.
 BARE = ("kill engine", "kill plugin", "kill docker plugin")
+# A shell whose keys are lent to it keeps them for what takes its place.
+_BARE_UP = 'eval "$("$1" -m coding_agent env --shell bash)" && exec pulumi up --yes --skip-preview --stack job'
 SMALL = {"disk full there": 40, "disk full here": 24}  # MB
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host that one logs in to, the way there, and where runs are to be on it."""
+
+    host: SshHost
+    way: Relay
+    root: str  # there
+    program: str  # Claude Code's, there
+
+    @property
+    def seen(self) -> Path:
+        """The folder of runs, from here."""
+        return self.host.seen_from_here(self.root)
 
 
 @dataclass
@@ -36,6 +60,8 @@ class Scene:
     row: Row
     user: User
     engine: Dockerd | None
+    there: Host | None = None
+    cloud: HetznerApi | None = None
     process: subprocess.Popen[str] | None = None
     healing: list[Callable[[], object]] = field(default_factory=list)
     # For whoever reads why a test failed: what the command said, and what was left.
@@ -46,9 +72,11 @@ class Scene:
 
     def listing(self) -> list[str]:
         """Return what a run could have left behind, by a script that knows nothing of the project."""
-        argv = [str(LISTING), str(self.user.home), str(self.user.project), *([self.engine.url] if self.engine else [])]
+        argv = [str(LISTING), str(self.user.home), str(self.user.project), self.engine.url if self.engine else ""]
+        if self.there and not self._removed():
+            argv += [self.there.root, str(self.there.seen)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=True)
-        return sorted(done.stdout.splitlines())
+        return sorted([*done.stdout.splitlines(), *(self.cloud.listed() if self.cloud else [])])
 
     def left(self, before: list[str]) -> list[str]:
         """Return what is there that was not there before."""
@@ -65,6 +93,10 @@ class Scene:
         roots = [self.user.home / ".coding-agent"]
         if self.engine:
             roots = list(self.engine.volumes.glob("coding-agent-*/_data"))
+        if self.there:
+            roots = [self.there.seen]
+        if self.cloud:
+            roots = [seen_from_here(each, "/home/agent/.coding-agent") for each in self.machines()]
         found = [folder for root in roots for folder in root.glob("runs/*") if (folder / ".meta.json").exists()]
         return found[0] if found else None
 
@@ -74,6 +106,11 @@ class Scene:
         found = self.engine.docker.of_project(self.user.project)
         return found[0] if found else None
 
+    def machines(self) -> list[Machine]:
+        """Return the servers that there are."""
+        assert self.cloud
+        return [self.cloud.machine(each["name"]) for each in self.cloud.servers()]
+
     # Moments
 
     def set_up(self) -> None:
@@ -82,10 +119,14 @@ class Scene:
         if self.engine:
             box = {"name": "box", "type": "container", "image": BASE, "network": "host"}
             user.executors({**box, "docker_host": self.engine.url})
+        if self.there:
+            host, port = self.there.way.address
+            options = {"host": host, "port": port, "root_dir": self.there.root, "claude_path": self.there.program}
+            user.executors(self.there.host.executor(**options))
         user.job(
             prompt=scenario("edit+gate"),
             repo=".",
-            executor="box" if self.engine else "local",
+            executor={"container": "box", "ssh": "crib", "hetzner": "cloud"}.get(self.row.executor, "local"),
             limits={"grace": "1s", "linger": "2s", "timeout": "5m"},
         )
         user.commit_all()
@@ -118,14 +159,13 @@ class Scene:
 
     def _start_up(self) -> None:
         if self.row.fault in BARE:
-            environment = {**self.user.environment, **self.user.engine_environment()}
             self.process = subprocess.Popen(
-                ["pulumi", "up", "--yes", "--skip-preview", "--stack", "job"],
+                ["bash", "-c", _BARE_UP, "up", sys.executable],
                 cwd=self.user.project,
-                env=environment,
+                env=self.user.environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
             )
@@ -133,6 +173,10 @@ class Scene:
             self.process = self.user.start("up", "job")
 
     def _making(self) -> bool:
+        if self.there:
+            return any(self.there.seen.glob(".incoming/*"))
+        if self.cloud:
+            return bool(self.cloud.servers())
         return bool(self.engine.docker.left(self.user.project) if self.engine else self._of("pulumi"))
 
     def _starting(self) -> bool:
@@ -172,6 +216,61 @@ class Scene:
 
     def _kill_docker_plugin(self) -> None:
         self._kill(self._of("pulumi-resource-docker"))
+
+    def _kill_command_plugin(self) -> None:
+        self._kill(self._of("pulumi-resource-command"))
+
+    def _cut_connection(self) -> None:
+        assert self.there
+        self.there.way.cut()
+
+    def _freeze_connection(self) -> None:
+        assert self.there
+        self.there.way.freeze()
+        self.healing.append(self.there.way.thaw)
+
+    def _kill_sshd(self) -> None:
+        assert self.there
+        self.there.host.stop()
+        self.there.host.start()
+
+    def _restart_host(self) -> None:
+        assert self.there
+        self.there.host.down()
+        self.there.host.up()
+
+    def _remove_host(self) -> None:
+        assert self.there
+        self.there.host.docker("rm", "-f", "-v", self.there.host.container)
+
+    def _delete_server(self) -> None:
+        assert self.cloud
+        for each in self.cloud.servers():
+            self.cloud.delete_server(each["id"])
+
+    def _restart_server(self) -> None:
+        for each in self.machines():
+            each.power_off()
+            each.power_on()
+
+    def _api_down(self) -> None:
+        assert self.cloud
+        down = contextlib.ExitStack()
+        down.enter_context(self.cloud.down())
+        self.healing.append(down.close)
+
+    def _api_fails(self) -> None:
+        assert self.cloud
+        self.cloud.switches.limit_rate(3)
+        self.cloud.switches.refuse(3, status=503)
+
+    def _api_slow(self) -> None:
+        assert self.cloud
+        self.cloud.switches.delay = 1.0
+        self.healing.append(self.cloud.switches.off)
+
+    def _removed(self) -> bool:
+        return self.row.fault == "remove host" and self.process is not None
 
     def _kill_supervisor(self) -> None:
         self._kill([pid for pid in self._of_run() if any("supervise.sh" in word for word in arguments_of(pid))])
@@ -276,7 +375,8 @@ class Scene:
             self.user.api.open_gate()
         if self.process is not None:
             try:
-                self.said = self.process.communicate(timeout=LIMIT)[0] or ""
+                limit = FROZEN_LIMIT if self.row.fault == "freeze connection" else LIMIT
+                self.said = self.process.communicate(timeout=limit)[0] or ""
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.communicate()
@@ -302,7 +402,7 @@ class Scene:
             assert "Traceback" not in done.stdout + done.stderr
             if done.returncode in (0, 4):
                 return
-            if done.returncode == 2:
+            if done.returncode == 2 or self._removed():
                 self.user.cli("destroy", "job", "--yes", "--discard")
                 return
         raise AssertionError(f"not destroyed: {done.stdout}\n{done.stderr}")

@@ -22,6 +22,7 @@ FAULTS = {
     "kill cli": "kill -9 of `coding-agent`",
     "kill plugin": "kill -9 of the provider's process",
     "kill docker plugin": "kill -9 of the engine's plugin for containers",
+    "kill command plugin": "kill -9 of the engine's plugin for hosts",
     "kill supervisor": "kill -9 of the supervisor",
     "kill agent": "kill -9 of Claude Code",
     "restart dockerd": "dockerd is stopped in order, and started again",
@@ -30,6 +31,16 @@ FAULTS = {
     "remove container": "docker rm -f",
     "pause container": "docker pause, and unpause when everything has given up",
     "restart container": "docker restart",
+    "cut connection": "everything between here and the host breaks off, and can be built up anew at once",
+    "freeze connection": "nothing passes between here and the host, until everything has given up",
+    "kill sshd": "kill -9 of sshd and what it has begun for each connection; it is started again",
+    "restart host": "the host goes down and comes up",
+    "remove host": "the host is gone for good",
+    "delete server": "the server is deleted in the cloud",
+    "restart server": "the server boots anew",
+    "api down": "nobody can connect to the cloud's API, until everything has given up",
+    "api fails": "the cloud's API refuses with 503, and with 429 before that",
+    "api slow": "the cloud's API takes a second for each answer",
     "disk full there": "the disk with the run's folder is full",
     "disk full here": "the disk with the records is full, and has room again later",
     "truncate meta": "the run's state is cut off in the middle",
@@ -87,6 +98,49 @@ def _rows() -> Iterator[Row]:
         yield Row("container", "collect", fault, ("succeeded", "lost"))
     yield Row("container", "run", "pause container")
     yield Row("container", "collect", "restart dockerd", ("succeeded", "lost"))
+    yield from _rows_of_hosts()
+    yield from _rows_of_servers()
+
+
+def _rows_of_hosts() -> Iterator[Row]:
+    for moment in ("target", "start", "run", "collect"):
+        yield Row("ssh", moment, "cut connection")
+    yield Row("ssh", "destroy", "cut connection", ANY)
+    for moment in ("start", "run"):
+        yield Row("ssh", moment, "freeze connection")
+    yield Row("ssh", "destroy", "freeze connection", ANY)
+    yield Row("ssh", "run", "kill sshd")
+    yield Row("ssh", "run", "restart host", LOST)
+    yield Row("ssh", "collect", "restart host", ("succeeded", "lost"))
+    yield Row("ssh", "destroy", "remove host", ANY)
+    yield Row("ssh", "run", "disk full there", ("succeeded", "failed"), kept=False)
+    yield Row("ssh", "run", "kill supervisor", LOST)
+    yield Row("ssh", "run", "kill agent", FAILED)
+    yield Row("ssh", "run", "truncate meta")
+    yield Row("ssh", "target", "kill command plugin")
+    yield Row("ssh", "destroy", "kill command plugin", ANY)
+    for moment in ("target", "run"):
+        yield Row("ssh", moment, "kill engine")
+    for moment in ("target", "start"):
+        yield Row("ssh", moment, "kill cli")
+    yield Row("ssh", "start", "kill plugin")
+    yield Row("ssh", "destroy", "kill engine", ANY)
+
+
+def _rows_of_servers() -> Iterator[Row]:
+    yield Row("hetzner", "target", "delete server", agents=1)
+    yield Row("hetzner", "run", "delete server", LOST, kept=False)
+    yield Row("hetzner", "collect", "delete server", ("succeeded", "lost"), kept=False)
+    yield Row("hetzner", "destroy", "delete server", ANY)
+    yield Row("hetzner", "run", "restart server", LOST)
+    for moment in ("target", "run", "collect"):
+        yield Row("hetzner", moment, "api down")
+    yield Row("hetzner", "destroy", "api down", ANY)
+    yield Row("hetzner", "target", "api fails")
+    yield Row("hetzner", "destroy", "api fails", ANY)
+    yield Row("hetzner", "target", "api slow")
+    yield Row("hetzner", "collect", "kill engine")
+    yield Row("hetzner", "destroy", "kill engine", ANY)
 
 
 TABLE = tuple(_rows())

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from acceptance.faults.scene import SMALL, Scene, small_disk
+from acceptance.faults.scene import SMALL, Host, Scene, small_disk
 from acceptance.faults.table import TABLE, Row
+from containers import Docker
+from fakes.hetzner_api import HetznerApi
+from machines import ssh_host as ssh_hosts
 from machines.dockerd import Dockerd, dockerd
+from machines.relay import relay
+from machines.ssh_host import SshHost
+from renter import make_renter
 from user import User
 from waiting import until
 
@@ -24,10 +31,41 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
         yield engine
 
 
+@pytest.fixture(scope="module")
+def claude_there(ssh_host: SshHost, claude_program: Path) -> str:
+    """Return Claude Code's program on the host that these tests share."""
+    return ssh_host.put_program(claude_program)
+
+
+@contextlib.contextmanager
+def _host(row: Row, user: User, request: pytest.FixtureRequest) -> Iterator[Host]:
+    (user.home / ".pulumi" / "plugins").symlink_to(request.getfixturevalue("command_plugin"))
+    with contextlib.ExitStack() as after:
+        if row.fault == "remove host":
+            docker: Docker = request.getfixturevalue("docker")
+            host = after.enter_context(ssh_hosts.ssh_host(docker, user.home))
+            program = host.put_program(request.getfixturevalue("claude_program"))
+        else:
+            host, program = request.getfixturevalue("ssh_host"), request.getfixturevalue("claude_there")
+        folder = ssh_hosts.SMALL if row.fault == "disk full there" else host.home("plain")
+        there = Host(host, after.enter_context(relay(host.address)), f"{folder}/{secrets.token_hex(6)}", program)
+        yield there
+        if row.fault != "remove host":
+            host.run("bash", "-c", 'pkill -KILL -u plain; rm -rf -- "$1" || :', "end", there.root)
+
+
 @contextlib.contextmanager
 def _scene(row: Row, user: User, request: pytest.FixtureRequest) -> Iterator[Scene]:
     with contextlib.ExitStack() as after:
         engine: Dockerd | None = None
+        there: Host | None = None
+        if row.executor == "ssh":
+            there = after.enter_context(_host(row, user, request))
+        cloud: HetznerApi | None = None
+        if row.executor == "hetzner":
+            assert request.getfixturevalue("command_plugin") == request.getfixturevalue("hcloud_plugin")
+            cloud = request.getfixturevalue("hetzner_api")
+            make_renter(user, cloud, request.getfixturevalue("hcloud_plugin"))
         if row.executor == "container":
             request.getfixturevalue("container_user")
             engine = request.getfixturevalue("engine")
@@ -37,9 +75,9 @@ def _scene(row: Row, user: User, request: pytest.FixtureRequest) -> Iterator[Sce
             if engine is not None:
                 # A volume of its own disk: only dockerd can make one, so all of its volumes are there.
                 engine = after.enter_context(_dockerd_on_small_disk(user, SMALL[row.fault]))
-            else:
+            elif there is None:
                 after.enter_context(small_disk(user.home / ".coding-agent", SMALL[row.fault]))
-        yield Scene(row, user, engine)
+        yield Scene(row, user, engine, there, cloud)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,47 @@
+"""A user who rents servers: an executor `cloud`, a key, and a fake of Hetzner's cloud that is the one he knows."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fakes.hetzner_api import HetznerApi
+from machines.machine import Machine
+from user import User
+from waiting import until
+
+HELD = "test -e go || { touch waits; until test -e go; do sleep 0.1; done; }"  # a command that a test ends
+
+
+def make_renter(user: User, api: HetznerApi, plugins: Path, **options: Any) -> User:
+    """Let a user rent servers at `api`; `options` are the executor's."""
+    (user.home / ".pulumi" / "plugins").symlink_to(plugins)
+    new_key(key_of(user))
+    api.ports = (int(user.api.url.rpartition(":")[2]),)
+    user.environment.update(HCLOUD_TOKEN=api.token, HCLOUD_ENDPOINT=api.endpoint)
+    rent(user, **options)
+    return user
+
+
+def rent(user: User, **options: Any) -> None:
+    """Write the executors file: one executor `cloud`."""
+    fields = {"server_types": "cx23", "locations": "fsn1", "key_path": str(key_of(user)), "boot_limit": "3m", **options}
+    user.executors({"name": "cloud", "type": "hetzner", **fields})
+
+
+def key_of(user: User) -> Path:
+    """Return the file of the user's private key."""
+    return user.home.parent / "key"
+
+
+def new_key(path: Path) -> None:
+    """Make a pair of keys."""
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a tester", "-f", str(path)]
+    subprocess.run(argv, check=True, timeout=60)
+
+
+def let_go(server: Machine) -> None:
+    """Let the command on a server (`HELD`) end, once it waits for that."""
+    script = "cd /home/agent/.coding-agent/runs/*/workspace && test -e waits && touch go"
+    until(lambda: server.run(["bash", "-c", script])[0] == 0)
