@@ -12,6 +12,7 @@ import pytest
 
 from containers import Docker
 from fakes.scenarios import scenario
+from readme import declared, drawn
 from user import User
 from waiting import until
 
@@ -46,6 +47,9 @@ def test_agent_in_a_container_of_its_own(container_user: User, docker: Docker) -
     assert Path(outputs["log_path"]).is_file()
     (container,) = docker.of_project(user.project)
     assert docker.inspect(container)["State"]["Running"]
+    # Its network is this machine's: no other is made.
+    state = user.pulumi("stack", "export", "--stack", "job").stdout
+    assert declared(state) | {"docker Network"} == drawn("container")
     assert user.pulumi("preview", "--stack", "job", "--json", "--refresh").returncode == 0
     changes = json.loads(user.pulumi("preview", "--stack", "job", "--json").stdout)["changeSummary"]
     assert set(changes) == {"same"}

@@ -11,6 +11,7 @@ import pytest
 from fakes.hetzner_api import HetznerApi
 from fakes.messages_api import MessagesApi
 from machines.ssh_host import SshHost
+from readme import declared, drawn
 from renter import make_renter
 from user import User
 
@@ -78,8 +79,9 @@ def _example(user: User, name: str) -> None:
 @pytest.mark.parametrize("messages_api", [_DESCRIBE], indirect=True)
 def test_on_a_host(at_host: User) -> None:
     """tasks/on-a-host.yaml runs on the executor of the production example, and its note comes back, as a commit and as
-    an artifact."""
+    an artifact; its stack holds what the README draws."""
     _example(at_host, "on-a-host")
+    assert declared(at_host.pulumi("stack", "export", "--stack", "on-a-host").stdout) == drawn("ssh")
     run = at_host.outputs("on-a-host")["run_id"]
     note = (at_host.record_dir(run) / "artifacts" / "HOST.md").read_text()
     assert note == at_host.git("show", "coding-agent/on-a-host:HOST.md")

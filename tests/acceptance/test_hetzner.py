@@ -16,6 +16,7 @@ import pytest
 from fakes.hetzner_api import HetznerApi
 from fakes.scenarios import scenario
 from machines.machine import Machine
+from readme import declared, drawn
 from renter import HELD, let_go, make_renter, new_key, rent
 from user import API_KEY, User
 from waiting import until
@@ -87,7 +88,7 @@ def test_what_a_server_is(renter: User, hetzner_api: HetznerApi, tmp_path: Path)
     """On the server there is no token and no key but the user's; its agent is not root, can't become it, and can't read
     what the server was ordered with; root can't log in any more, and its host key is another than it was ordered with;
     all that was made carries the labels of project, stack and run. From another address than the executor names nobody
-    gets in. The state holds the first host key only as a secret."""
+    gets in. The state holds the first host key only as a secret, and what the README draws."""
     rent(renter, ssh_sources=["127.0.0.1"])
     asked = f"id -u; {_METADATA} && echo read; sudo -n true && echo root; env; {HELD}"
     renter.job(command=asked, executor="cloud")
@@ -106,6 +107,7 @@ def test_what_a_server_is(renter: User, hetzner_api: HetznerApi, tmp_path: Path)
     assert _greeting(server.address, "127.0.0.1") == b"SSH-"
     assert _greeting(server.address, "127.0.0.9") == b""
     state = renter.pulumi("stack", "export", "--stack", "job").stdout
+    assert declared(state) == drawn("hetzner")
     assert "OPENSSH PRIVATE KEY" not in state
     assert "BEGIN" not in state
 

@@ -28,15 +28,14 @@ def test_agent_on_a_virtual_machine(
     real ones; then nothing of the machine is left."""
     assert hcloud_plugin == command_plugin
     make_renter(user, hetzner_api_on_vms, hcloud_plugin, boot_limit="10m", keep=True)
-    user.job(prompt=scenario("edit"), repo=".", executor="cloud", limits={"memory": "400m"})
+    user.job(prompt=scenario("edit"), repo=".", executor="cloud", limits={"memory": "600MB"})
     user.commit_all()
     begun = time.monotonic()
 
     with user.start("up", "job", "--detach") as process:
-        (server,) = until(hetzner_api_on_vms.servers, limit=BOOT)
-        assert process.stdout is not None
-        said = process.stdout.read()
-        assert process.wait() == 0, said
+        said = process.communicate(timeout=BOOT)[0]
+        assert process.returncode == 0, said
+    (server,) = hetzner_api_on_vms.servers()
     print(f"{time.monotonic() - begun:.0f} s until the agent was started")
     machine = hetzner_api_on_vms.machine(server["name"])
     shown = user.cli("up", "job").stdout

@@ -116,12 +116,13 @@ def _choose(cloud: Cloud, wanted: Wanted) -> Choice:
             f"executor {wanted.spec.name}: no server can be had now: {refused}",
             next_step="name more under server_types and locations, or repeat it later",
         )
-    choice = left[0]
+    choice, kept = left[0], bool(wanted.spec.options.get("keep"))
     cloud.image(str(wanted.spec.options.get("image") or hetzner_api.IMAGE), choice)
     if wanted.preview:
-        wanted.say(f"{choice} costs {choice.price} EUR an hour, VAT included, until the work is here")
+        until = "`destroy`" if kept else "the work is here"
+        wanted.say(f"{choice} costs {choice.price} EUR an hour, VAT included, until {until}")
     else:
-        wanted.asked.tried(str(choice), bool(wanted.spec.options.get("keep")))
+        wanted.asked.tried(str(choice), kept)
         wanted.say(f"ordering {choice}, {choice.price} EUR an hour")
     return choice
 
