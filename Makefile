@@ -26,7 +26,7 @@ test: $(STAMP) lint ## Linters, types and every test but the slow ones
 	$(PYTEST) -m "not slow" -n 4 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) ## The slow tests: what takes long, or repeats a thing in many variants
-	$(PYTEST) -m slow -n 3 --dist worksteal $(ARGS)
+	$(PYTEST) -m slow -n 4 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, shellcheck
 	$(BIN)/ruff check .

@@ -160,9 +160,9 @@ def crib(user: User, ssh_host: ssh_hosts.SshHost, command_plugin: Path) -> Itera
 
 
 @pytest.fixture(scope="session")
-def cloud_servers(docker: Docker) -> Iterator[CloudServers]:
-    """Return what makes servers of the fake cloud, as containers."""
-    servers = CloudServers(docker)
+def cloud_servers(docker: Docker, claude_program: Path) -> Iterator[CloudServers]:
+    """Return what makes servers of the fake cloud, as containers that have Claude Code."""
+    servers = CloudServers(docker, claude_program)
     yield servers
     servers.close()
 

@@ -55,12 +55,13 @@ ip route add "$1/32" dev eth0 src 198.51.100.2
 class CloudServer:
     """One server; see `machines.machine.Machine`."""
 
-    def __init__(self, docker: Docker, image: str, server: ServerSpec, owner: str) -> None:
-        """Take an address; the container is made when it first gets power."""
+    def __init__(self, docker: Docker, image: str, server: ServerSpec, owner: str, program: Path | None = None) -> None:
+        """Take an address; the container is made when it first gets power. `program`: see `CloudServers`."""
         self.server = server
         self._docker = docker
         self._image = image
         self._owner = owner
+        self._program = program
         self._claim = claim_address()
         self._name = f"cloud-{server.id}-{secrets.token_hex(3)}"
         self._guard = threading.RLock()
@@ -167,8 +168,9 @@ class CloudServer:
             self._claim.release()
 
     def _make(self) -> None:
+        program = ["-v", f"{self._program.resolve()}:/usr/local/bin/claude:ro"] if self._program else []
         self._docker(
-            *("create", "--name", self._name, "--hostname", self.server.name.partition(".")[0], *_OPTIONS),
+            *("create", "--name", self._name, "--hostname", self.server.name.partition(".")[0], *_OPTIONS, *program),
             *("--label", f"{LABEL}={self._owner}", "--memory", str(self.server.memory), self._image, "/sbin/init"),
         )
         self._made = True
@@ -235,9 +237,9 @@ class CloudServer:
 class CloudServers:
     """What makes them; see `machines.machine.Machines`."""
 
-    def __init__(self, docker: Docker) -> None:
-        """Remove what a killed test left."""
-        self._docker = docker
+    def __init__(self, docker: Docker, program: Path | None = None) -> None:
+        """Remove what a killed test left. `program` is a Claude Code that servers find on their PATH."""
+        self._docker, self._program = docker, program
         self._image = cloud_image(docker)
         owner = claim(f"cloud-{secrets.token_hex(6)}")
         assert owner is not None
@@ -248,7 +250,7 @@ class CloudServers:
     def create(self, server: ServerSpec) -> CloudServer:
         """Make a server, without power yet."""
         image = server.image if server.image.startswith("coding-agent-test/snapshot:") else self._image
-        machine = CloudServer(self._docker, image, server, self._claim.name)
+        machine = CloudServer(self._docker, image, server, self._claim.name, self._program)
         self._machines.append(machine)
         return machine
 

@@ -152,7 +152,7 @@ def _made(wanted: Wanted, found: Before, cloud: Cloud, choice: Choice, *, new: b
     )
     marks = run.apply(lambda run_id: labels(wanted.project, wanted.stack, run_id))
     name = run.apply(lambda run_id: _name(wanted.stack, run_id))
-    public = ssh_agent.key_of(spec) if new or found.one(KEY) is None else str((found.one(KEY) or {})["publicKey"])
+    public = ssh_agent.key_of(spec) if new else str((found.one(KEY) or {}).get("publicKey", ""))
     key = _key(wanted, found, cloud, public, marks, options, new=new)
     firewall = hcloud.Firewall(
         wanted.stack,

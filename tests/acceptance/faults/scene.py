@@ -266,7 +266,7 @@ class Scene:
 
     def _api_slow(self) -> None:
         assert self.cloud
-        self.cloud.switches.delay = 1.0
+        self.cloud.switches.delay = 0.4
         self.healing.append(self.cloud.switches.off)
 
     def _removed(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def _scene(row: Row, user: User, request: pytest.FixtureRequest) -> Iterator[Sce
 @contextlib.contextmanager
 def _dockerd_on_small_disk(user: User, size: int) -> Iterator[Dockerd]:
     folder = user.home.parent / "small" / "docker"
+    data = folder / "data"
+    data.mkdir(parents=True)
+    # Otherwise dockerd mounts the folder over itself, and hides what is mounted in it.
+    for options in (("--bind", str(data), str(data)), ("--make-shared", str(data))):
+        subprocess.run(["mount", *options], check=True, timeout=30)
     with small_disk(folder / "data" / "volumes", size), dockerd(folder) as engine:
         yield engine
 
