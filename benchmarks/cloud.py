@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from benchmarks.world import LIMIT, World
 from fakes.hetzner_api import HetznerApi
 from machines.machine import Machine
 from machines.qemu_server import QemuServers
+from renter import new_key
 
 MOST = 3  # samples: without hardware support a boot takes a minute
 TASK = """\
@@ -35,8 +35,7 @@ def first_call(world: World, times: int) -> list[Report]:
             for name in ("command", "hcloud"):
                 world.plugin(name)
             key = world.home / "key"
-            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(key)]
-            subprocess.run(argv, check=True, timeout=LIMIT)
+            new_key(key)
             world.task("far", TASK)
             new = _measured(world, api, "a new system, to which Claude Code is brought", times, key)
             _executor(world, key, keep=True)
@@ -72,7 +71,7 @@ def _measured(world: World, api: HetznerApi, what: str, times: int, key: Path, *
         run = f"/home/agent/.coding-agent/runs/{status['run_id']}"
         called = float(machine.run(["cat", f"{run}/workspace/first"])[1]) + behind
         ready = float(machine.run(["stat", "-c", "%.Y", "/run/cloud-init/result.json"])[1]) + behind
-        # The folder of the agent's own settings is made at once when it starts.
+        # Made at once when the agent starts.
         started = float(machine.run(["stat", "-c", "%.W", f"{run}/stream.jsonl"])[1]) + behind
         world.cli("destroy", "far", "--yes")
         api.requests.clear()

@@ -90,6 +90,13 @@ def hcloud_plugin(engine_folder: Path) -> Path:
     return _plugin("hcloud", engine_folder)
 
 
+@pytest.fixture(scope="session")
+def server_plugins(hcloud_plugin: Path, command_plugin: Path) -> Path:
+    """Return the folder of the engine's plugins, with those that a server needs."""
+    assert hcloud_plugin == command_plugin
+    return hcloud_plugin
+
+
 def _plugin(name: str, engine_folder: Path) -> Path:
     from coding_agent import plugins
 
@@ -110,8 +117,7 @@ def container_user(user: User, docker: Docker, container_image: str, docker_plug
     What a test leaves there is removed after it; that nothing is left is for the tests of that to assert.
     """
     (user.home / ".pulumi" / "plugins").symlink_to(docker_plugin)
-    (user.home / ".cache" / "coding-agent" / "claude").parent.mkdir(parents=True, exist_ok=True)
-    (user.home / ".cache" / "coding-agent" / "claude").symlink_to(shared_cache.FOLDER / "coding-agent" / "claude")
+    shared_cache.known_program(user.home)
     user.executors({"name": "box", "type": "container", "image": container_image, "network": "host"})
     yield user
     docker.remove_all_of(user.project)

@@ -25,6 +25,20 @@ def arguments_of(pid: int) -> list[str]:
         return []
 
 
+def kill_engines(home: Path) -> int:
+    """Kill every `pulumi` of a home; return how many there were."""
+    killed = 0
+    for pid in processes_with_text(f"HOME={home}"):
+        argv = arguments_of(pid)
+        if argv and Path(argv[0]).name == "pulumi":
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            killed += 1
+    return killed
+
+
 def end_processes_of(home: Path) -> None:
     """End what a test left running in a home of its own."""
     deadline = time.monotonic() + LIMIT

@@ -18,9 +18,7 @@ HELD = "test -e go || { touch waits; until test -e go; do sleep 0.1; done; }"  #
 def make_renter(user: User, api: HetznerApi, plugins: Path, **options: Any) -> User:
     """Let a user rent servers at `api`; `options` are the executor's."""
     (user.home / ".pulumi" / "plugins").symlink_to(plugins)
-    # What is brought to a server comes from there.
-    (user.home / ".cache" / "coding-agent").mkdir(parents=True, exist_ok=True)
-    (user.home / ".cache" / "coding-agent" / "claude").symlink_to(shared_cache.FOLDER / "coding-agent" / "claude")
+    shared_cache.known_program(user.home)  # what is brought to a server
     new_key(key_of(user))
     api.ports = (int(user.api.url.rpartition(":")[2]),)
     user.environment.update(HCLOUD_TOKEN=api.token, HCLOUD_ENDPOINT=api.endpoint)

@@ -9,6 +9,13 @@ from pathlib import Path
 FOLDER = Path(os.environ.get("CODING_AGENT_TEST_CACHE") or Path.home() / ".cache" / "coding-agent-tests")
 
 
+def known_program(home: Path) -> None:
+    """Let a home have the Claude Code that all tests share, so that it needn't be fetched."""
+    ours = home / ".cache" / "coding-agent" / "claude"
+    ours.parent.mkdir(parents=True, exist_ok=True)
+    ours.symlink_to(FOLDER / "coding-agent" / "claude")
+
+
 def known_versions(home: Path) -> None:
     """Let a home know the versions of the programs that all tests share, so that not each of them is asked again."""
     known, ours = FOLDER / "coding-agent" / "versions.json", home / ".cache" / "coding-agent" / "versions.json"

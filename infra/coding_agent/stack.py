@@ -116,7 +116,7 @@ def known(root: Path, progress: Say) -> frozenset[tuple[str, str]]:
     try:
         said = Command(found).run(["stack", "ls", "--all", "--json"], str(project.work), environment)
     except failures.CommandError as error:
-        raise EngineFailed(str(error).partition("stderr:")[2].strip() or str(error)) from error
+        raise EngineFailed(_complaint(error)) from error
     names = (str(each["name"]).split("/") for each in json.loads(said.stdout or "[]"))
     # ORGANIZATION/PROJECT/STACK, or the last alone for one of this project.
     return frozenset((each[-2] if len(each) > 1 else project.name, each[-1]) for each in names)
@@ -302,7 +302,7 @@ class Stack:
             return KeyboardInterrupt()
         # The plugin says what the engine repeats with the resource's name, and the engine that it has failed.
         errors = [each for each in heard.errors if not each.startswith("sdk-v2/") and each != "update failed"]
-        text = "\n".join(dict.fromkeys(errors or heard.errors)) or said.partition("stderr:")[2].strip() or said
+        text = "\n".join(dict.fromkeys(errors or heard.errors)) or _complaint(error)
         return EngineFailed(text, next_step=_VOLUME_USED if _IN_USE in text else None)
 
     def _unmake(self) -> None:
@@ -353,6 +353,12 @@ class Stack:
     def _run(self, *arguments: str, variables: Mapping[str, str] | None = None) -> CommandResult:
         environment = {**self._environment, **(variables or {})}
         return self._command.run([*arguments, "--stack", self.name], str(self.project.work), environment)
+
+
+def _complaint(error: failures.CommandError) -> str:
+    """Return what a call of the engine's command line said against it."""
+    said = str(error)
+    return said.partition("stderr:")[2].strip() or said
 
 
 def _content(file: Path) -> bytes:

@@ -98,10 +98,9 @@ def test_nix_build(at_host: User) -> None:
 
 
 @pytest.mark.parametrize("messages_api", [_MEND], indirect=True)
-def test_on_a_server(user: User, hetzner_api: HetznerApi, hcloud_plugin: Path, command_plugin: Path) -> None:
+def test_on_a_server(user: User, hetzner_api: HetznerApi, server_plugins: Path) -> None:
     """tasks/on-a-server.yaml mends a repository on a server that is gone afterwards."""
-    assert hcloud_plugin == command_plugin
-    make_renter(user, hetzner_api, hcloud_plugin)
+    make_renter(user, hetzner_api, server_plugins)
     (user.project / "app.sh").write_text("echo broken\n")
     (user.project / "test.sh").write_text('[ "$(sh app.sh)" = ready ]\n')
     _example(user, "on-a-server")

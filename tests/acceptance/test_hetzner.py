@@ -27,10 +27,9 @@ BOTH = {"server_types": ["cx23", "cpx22"], "locations": ["nbg1", "fsn1"]}
 
 
 @pytest.fixture
-def renter(user: User, hetzner_api: HetznerApi, hcloud_plugin: Path, command_plugin: Path) -> User:
+def renter(user: User, hetzner_api: HetznerApi, server_plugins: Path) -> User:
     """Return a user with an executor `cloud`, at a cloud whose servers are containers."""
-    assert hcloud_plugin == command_plugin
-    return make_renter(user, hetzner_api, hcloud_plugin)
+    return make_renter(user, hetzner_api, server_plugins)
 
 
 def _changes(user: User, name: str = "job") -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -13,7 +12,7 @@ import pytest
 from fakes.hetzner_api import HetznerApi
 from fakes.messages_api import MessagesApi
 from machines.cloud_server import CloudServers
-from processes import arguments_of, processes_with_text
+from processes import kill_engines
 from renter import HELD, let_go, make_renter
 from user import User, make_home, make_user
 
@@ -29,17 +28,15 @@ def lasting(
     tmp_path_factory: pytest.TempPathFactory,
     claude_program: Path,
     engine_folder: Path,
-    hcloud_plugin: Path,
-    command_plugin: Path,
+    server_plugins: Path,
     cloud_servers: CloudServers,
 ) -> float:
     """Return how many seconds an undisturbed `up --detach` takes."""
-    assert hcloud_plugin == command_plugin
     folder = tmp_path_factory.mktemp("lasting")
     with pytest.MonkeyPatch.context() as patch, MessagesApi() as model, HetznerApi(cloud_servers) as cloud:
         home = make_home(folder / "home", patch)
         user = make_user(home, folder / "project", model, claude_program, engine_folder)
-        make_renter(user, cloud, hcloud_plugin)
+        make_renter(user, cloud, server_plugins)
         user.job(command="true", executor="cloud")
         begun = time.monotonic()
         user.cli("up", "job", "--detach")
@@ -48,12 +45,11 @@ def lasting(
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_while_a_server_is_made(
-    user: User, hetzner_api: HetznerApi, hcloud_plugin: Path, command_plugin: Path, lasting: float, moment: float
+    user: User, hetzner_api: HetznerApi, server_plugins: Path, lasting: float, moment: float
 ) -> None:
     """After a kill -9 of every `pulumi` (at each other moment of `coding-agent` too) while a server is made, `up` ends
     with one server and one run, and `destroy` with none."""
-    assert hcloud_plugin == command_plugin
-    make_renter(user, hetzner_api, hcloud_plugin)
+    make_renter(user, hetzner_api, server_plugins)
     user.job(command=f"echo begun >>~/begun; {HELD}", executor="cloud")
     number = MOMENTS.index(moment)
     with user.start("up", "job", "--detach") as process:
@@ -62,7 +58,7 @@ def test_killed_while_a_server_is_made(
         except subprocess.TimeoutExpired:
             if number % 2:
                 process.send_signal(signal.SIGKILL)
-            _kill_engines(user.home)
+            kill_engines(user.home)
         process.wait(timeout=LIMIT)
     if number % 5 == 4:
         user.cli("destroy", "job", code=None)
@@ -78,14 +74,3 @@ def test_killed_while_a_server_is_made(
     user.cli("up", "job")
     assert hetzner_api.listed() == []
     user.cli("destroy", "job")
-
-
-def _kill_engines(home: Path) -> None:
-    """Kill every `pulumi` of that home."""
-    for pid in processes_with_text(f"HOME={home}"):
-        argv = arguments_of(pid)
-        if argv and Path(argv[0]).name == "pulumi":
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue

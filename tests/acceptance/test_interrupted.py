@@ -13,7 +13,7 @@ import pytest
 
 from fakes.messages_api import MessagesApi
 from fakes.scenarios import scenario
-from processes import arguments_of, processes_with_text
+from processes import arguments_of, kill_engines, processes_with_text
 from user import User, make_home, make_user
 from waiting import until
 
@@ -27,20 +27,6 @@ limits:
 """
 
 pytestmark = [pytest.mark.slow]
-
-
-def _kill_engines(home: Path) -> int:
-    """Kill every `pulumi` of that home; return how many there were."""
-    killed = 0
-    for pid in processes_with_text(f"HOME={home}"):
-        argv = arguments_of(pid)
-        if argv and Path(argv[0]).name == "pulumi":
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            killed += 1
-    return killed
 
 
 def _plugins(home: Path) -> list[int]:
@@ -133,6 +119,6 @@ def test_killed_engine_leaves_one_run(
     try:
         process.wait(timeout=moment * lasting["pulumi"])
     except subprocess.TimeoutExpired:
-        assert _kill_engines(user.home) >= 1
+        assert kill_engines(user.home) >= 1
         process.wait(timeout=LIMIT)
     _assert_one_run(user, processes_with)

@@ -220,7 +220,7 @@ def test_a_start_that_failed_leaves_nothing(crib: User, ssh_host: SshHost) -> No
 @pytest.mark.slow
 def test_claude_is_brought(crib: User, ssh_host: SshHost, claude_program: Path) -> None:
     """With `install: true` a host without Claude Code gets it, once, in spite of a connection that is cut."""
-    (crib.home / ".cache" / "coding-agent" / "claude").symlink_to(shared_cache.FOLDER / "coding-agent" / "claude")
+    shared_cache.known_program(crib.home)
     with relay(ssh_host.address) as way:
         _executor(crib, ssh_host, host=way.address[0], port=way.address[1], install=True)
         crib.job(prompt=scenario("text"), executor="crib")

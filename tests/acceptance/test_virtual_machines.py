@@ -20,14 +20,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BOOT = 400.0  # seconds: without hardware support, and beside other tests
 
 
-def test_agent_on_a_virtual_machine(
-    user: User, hetzner_api_on_vms: HetznerApi, hcloud_plugin: Path, command_plugin: Path
-) -> None:
+def test_agent_on_a_virtual_machine(user: User, hetzner_api_on_vms: HetznerApi, server_plugins: Path) -> None:
     """From `up` to its commits in the repository an agent works on a machine that boots: what comes of the user data by
     Hetzner's own source of it, the metadata closed to the agent, and the cgroup that holds its limits are
     real ones; then nothing of the machine is left."""
-    assert hcloud_plugin == command_plugin
-    make_renter(user, hetzner_api_on_vms, hcloud_plugin, boot_limit="10m", keep=True)
+    make_renter(user, hetzner_api_on_vms, server_plugins, boot_limit="10m", keep=True)
     user.job(prompt=scenario("edit"), repo=".", executor="cloud", limits={"memory": "600MB"})
     user.commit_all()
     begun = time.monotonic()

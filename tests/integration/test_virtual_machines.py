@@ -21,6 +21,7 @@ from machines.loopback import claim
 from machines.machine import SSH_PORT
 from machines.qemu_server import QemuServers
 from processes import processes_with_text
+from renter import new_key
 from waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -49,7 +50,8 @@ def test_life_of_a_virtual_machine(
 ) -> None:
     """A server ordered with hcloud-python boots as one of Hetzner's, takes its user data, lets in who has its key from
     where its firewall says, reaches a model, survives a reboot, and leaves nothing when it is deleted."""
-    api, key, before = hetzner_api_on_vms, _key(tmp_path), _namespaces()
+    api, key, before = hetzner_api_on_vms, tmp_path / "key", _namespaces()
+    new_key(key)
     api.ports = (port,) = (int(messages_api.url.rpartition(":")[2]),)
     cloud = Client(token=api.token, api_endpoint=api.endpoint, poll_interval=0.2)
     uploaded = cloud.ssh_keys.create(name="key", public_key=key.with_suffix(".pub").read_text().strip())
@@ -129,11 +131,6 @@ def test_killed_while_a_virtual_machine_runs(virtual_machines: QemuServers) -> N
     given_back = claim(address)
     assert given_back is not None
     given_back.release()
-
-
-def _key(folder: Path) -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True, timeout=30)
-    return folder / "key"
 
 
 def _logged_in(key: Path, address: str, *command: str) -> subprocess.CompletedProcess[str]:

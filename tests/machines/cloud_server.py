@@ -22,7 +22,7 @@ from pathlib import Path
 from containers import Docker
 from machines import metadata
 from machines.cloud_image import cloud_image
-from machines.forwarding import Forwarding
+from machines.forwarding import Forwarding, relayed
 from machines.loopback import Claim, claim, claim_address
 from machines.machine import READY_LIMIT, SSH_PORT, Machine, ServerSpec
 from machines.namespaces import Namespace
@@ -207,7 +207,7 @@ class CloudServer:
         service = metadata.MetadataService(cloud.listen(metadata.ADDRESS, metadata.PORT), self.server, self.address)
         network.callback(service.close)
         for port in self.server.ports:
-            network.callback(_relayed(inside, port).close)
+            network.callback(relayed(inside, port).close)
         ended = threading.Event()
         network.callback(ended.set)
         threading.Thread(target=self._open, args=(inside, ended), name="sshd", daemon=True).start()
@@ -285,11 +285,6 @@ def seen_from_here(machine: Machine, path: str) -> Path:
     """Return where this machine's root finds a path of a container's."""
     assert isinstance(machine, CloudServer)
     return Path(f"/proc/{machine.pid}/root{path}")
-
-
-def _relayed(inside: Namespace, port: int) -> Forwarding:
-    """Let a port of the server's 127.0.0.1 lead to the same one of this machine's."""
-    return Forwarding(inside.listen("127.0.0.1", port), lambda: socket.create_connection(("127.0.0.1", port), 10.0))
 
 
 def _archive(files: dict[str, str]) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from machines.machine import Networks, everybody
+from machines.namespaces import Namespace
 
 _CHUNK = 1 << 18  # bytes
 _RESET = struct.pack("ii", 1, 0)
@@ -104,3 +105,8 @@ def _pump(giver: socket.socket, taker: socket.socket) -> None:
         for each in (giver, taker):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+def relayed(inside: Namespace, port: int) -> Forwarding:
+    """Let a port of the namespace's 127.0.0.1 lead to the same one of this machine's."""
+    return Forwarding(inside.listen("127.0.0.1", port), lambda: socket.create_connection(("127.0.0.1", port), 10.0))

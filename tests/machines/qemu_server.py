@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from machines import metadata
-from machines.forwarding import Forwarding
+from machines.forwarding import Forwarding, relayed
 from machines.loopback import claim_address
 from machines.machine import READY_LIMIT, SSH_PORT, ServerSpec
 from machines.namespaces import Namespace
@@ -189,7 +189,7 @@ class QemuServer:
         service = metadata.MetadataService(inside.listen(metadata.ADDRESS, metadata.PORT), self.server, self.address)
         self._network.callback(service.close)
         for port in self.server.ports:
-            self._network.callback(_relayed(inside, port).close)
+            self._network.callback(relayed(inside, port).close)
         ended = threading.Event()
         self._network.callback(ended.set)
         threading.Thread(target=self._open, args=(inside, ended), name="sshd", daemon=True).start()
@@ -254,11 +254,6 @@ class QemuServers:
         assert self._watch.stdin is not None
         self._watch.stdin.close()
         self._watch.wait(_END_LIMIT)
-
-
-def _relayed(inside: Namespace, port: int) -> Forwarding:
-    """Let a port of the namespace's 127.0.0.1 lead to the same one of this machine's."""
-    return Forwarding(inside.listen("127.0.0.1", port), lambda: socket.create_connection(("127.0.0.1", port), 10.0))
 
 
 def _greets(inside: Namespace) -> bool:

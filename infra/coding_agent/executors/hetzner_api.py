@@ -82,10 +82,9 @@ class Server:
     created_at: float  # the cloud's clock, seconds since the epoch
 
 
-def labels(project: str, stack: str, run: str | None = None) -> dict[str, str]:
-    """Return the labels of what is made for a stack, or for one of its runs."""
-    found = {PROJECT: label(project), STACK: label(stack)}
-    return found if run is None else {**found, RUN: label(run)}
+def labels(project: str, stack: str, run: str) -> dict[str, str]:
+    """Return the labels of what is made for a run of a stack."""
+    return {PROJECT: label(project), STACK: label(stack), RUN: label(run)}
 
 
 def label(text: str) -> str:

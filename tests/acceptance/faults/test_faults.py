@@ -64,9 +64,8 @@ def _scene(row: Row, user: User, request: pytest.FixtureRequest) -> Iterator[Sce
             there = after.enter_context(_host(row, user, request))
         cloud: HetznerApi | None = None
         if row.executor == "hetzner":
-            assert request.getfixturevalue("command_plugin") == request.getfixturevalue("hcloud_plugin")
             cloud = request.getfixturevalue("hetzner_api")
-            make_renter(user, cloud, request.getfixturevalue("hcloud_plugin"))
+            make_renter(user, cloud, request.getfixturevalue("server_plugins"))
         if row.executor == "container":
             request.getfixturevalue("container_user")
             engine = request.getfixturevalue("engine")
