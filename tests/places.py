@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from coding_agent import executors
+from coding_agent.executors import cloud_init
 from coding_agent.executors.base import Executor, Launch, Look
 from coding_agent.settings import ExecutorSpec
 from containers import Docker
 from machines.ssh_host import SshHost
+from renter import RentedServer
 from waiting import until
 
 FOLDER = "/tmp/files"
@@ -148,9 +150,27 @@ def _ssh(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
         host.run("rm", "-rf", here)
 
 
+@contextlib.contextmanager
+def _hetzner(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Give a folder on a server as `hetzner_target` orders it; the acceptance tests look at what it declares."""
+    server: RentedServer = request.getfixturevalue("rented_server")
+    spec = ExecutorSpec("cloud", "hetzner", options={"key_path": str(server.key)})
+    here = f"/home/{cloud_init.USER}/{secrets.token_hex(6)}"
+    place = Place(executors.connect(spec, {**server.place, "root": f"{here}/runs"}), f"{here}/files", server.owner)
+    try:
+        place.bash('mkdir -p -- "$1" "$2"', place.folder, place.executor.root)
+        yield place
+        for run_id in place.bash('ls -A "$1" 2>/dev/null || :', place.executor.root).split():
+            place.executor.cleanup(run_id, grace=1)
+        place.bash('rm -rf -- "$1"', here)
+    finally:
+        place.executor.close()
+
+
 PLACES: dict[str, Callable[[Path, pytest.FixtureRequest], contextlib.AbstractContextManager[Place]]] = {
     "local": _local,
     "container": _container,
     "existing": _existing,
     "ssh": _ssh,
+    "hetzner": _hetzner,
 }

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncssh
+import hcloud
+from hcloud.images.domain import Image
+from hcloud.server_types.domain import ServerType
+
 import shared_cache
+from coding_agent.executors import cloud_init
+from coding_agent.executors.host_keys import KeyPair
+from coding_agent.settings import ExecutorSpec
 from fakes.hetzner_api import HetznerApi
 from machines.machine import Machine
 from user import User
@@ -47,3 +57,34 @@ def let_go(server: Machine) -> None:
     """Let the command on a server (`HELD`) end, once it waits for that."""
     script = "cd /home/agent/.coding-agent/runs/*/workspace && test -e waits && touch go"
     until(lambda: server.run(["bash", "-c", script])[0] == 0)
+
+
+@dataclass(frozen=True)
+class RentedServer:
+    """A server that was ordered as ours are, and is ready."""
+
+    place: Mapping[str, Any]  # what is known of it when it was declared
+    key: Path
+    owner: str  # "uid gid" of the agent's user
+
+
+def rented_server(api: HetznerApi, folder: Path) -> RentedServer:
+    """Order one, without the engine."""
+    key = folder / "key"
+    new_key(key)
+    host = asyncssh.generate_private_key("ssh-ed25519")
+    private, public = host.export_private_key("openssh").decode(), host.export_public_key().decode().strip()
+    ordered = cloud_init.user_data(
+        ExecutorSpec("cloud", "hetzner"),
+        KeyPair(private, public),
+        key.with_suffix(".pub").read_text().strip(),
+        git=True,
+    )
+    client = hcloud.Client(token=api.token, api_endpoint=api.endpoint)
+    client.servers.create("rented", ServerType(name="cx23"), Image(name="debian-12"), user_data=ordered)
+    machine = api.machine("rented")
+    machine.ready()
+    owner = " ".join(machine.run(["id", option, cloud_init.USER])[1].strip() for option in ("-u", "-g"))
+    (server,) = api.servers()
+    known = {"id": str(server["id"]), "host": machine.address, "port": 22, "user": cloud_init.USER}
+    return RentedServer({**known, "host_key": public}, key, owner)

@@ -45,12 +45,15 @@ def logging_in(
         variables: dict[str, str] = {}
         try:
             variables |= executors.environment(found)
-            if found and keys:
-                from coding_agent.executors import ssh_agent
-
-                variables |= stack.enter_context(ssh_agent.for_update(found))
         except CodingAgentError as error:
             say(str(error))
+        if found and keys:
+            from coding_agent.executors import ssh_agent
+
+            try:
+                variables |= stack.enter_context(ssh_agent.for_update(found))
+            except CodingAgentError as error:
+                say(str(error))
         yield variables
 
 

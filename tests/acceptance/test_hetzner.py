@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hcloud
 import pytest
+from hcloud.servers.domain import Server
 
 from fakes.hetzner_api import HetznerApi
 from fakes.scenarios import scenario
@@ -365,3 +367,31 @@ def test_five_at_once(renter: User, hetzner_api: HetznerApi) -> None:
     for name in names:
         renter.cli("destroy", name)
     assert os.environ.get("HCLOUD_TOKEN") is None
+
+
+def test_server_of_a_snapshot_of_ours(renter: User, hetzner_api: HetznerApi) -> None:
+    """A snapshot of a server that was made for a run is an image for others, which are as safe as the first."""
+    renter.job(command="echo first", executor="cloud")
+    rent(renter, keep=True)
+    renter.cli("up", "job")
+    first = _server(hetzner_api)
+    client = hcloud.Client(token=hetzner_api.token, api_endpoint=hetzner_api.endpoint)
+    made = client.servers.create_image(Server(id=first["id"]), description="ours")
+    made.action.wait_until_finished()
+    key = _host_key(hetzner_api, first)
+    renter.cli("destroy", "job")
+
+    rent(renter, image=str(made.image.id), keep=True)
+    renter.cli("up", "job")
+
+    second = _server(hetzner_api)
+    assert renter.outputs("job")["status"] == "succeeded"
+    assert _host_key(hetzner_api, second) != key
+    said = hetzner_api.machine(second["name"]).run(["sshd", "-T"])[1]
+    assert "permitrootlogin no" in said
+    renter.cli("destroy", "job")
+    client.images.delete(made.image)
+
+
+def _host_key(api: HetznerApi, server: dict[str, Any]) -> str:
+    return api.machine(server["name"]).run(["cat", "/etc/ssh/ssh_host_ed25519_key.pub"])[1]

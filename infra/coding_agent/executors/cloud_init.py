@@ -16,6 +16,12 @@ _METADATA_CLOSED = (
     f"u=$(id -u {USER} 2>/dev/null || echo {UID}); "
     f'ip rule del pref 100 2>/dev/null; ip rule add pref 100 uidrange "$u-$u" to {METADATA} prohibit'
 )
+# Once, on a server that was made of a snapshot of one of ours: what seal.sh has closed there is opened for the first
+# contact, and closed by that again.
+_UNSEALED = (
+    "rm -f /etc/ssh/.coding-agent-sealed /etc/ssh/sshd_config.d/00-coding-agent.conf; "
+    "sed -i '/^# coding-agent$/,+3d' /etc/ssh/sshd_config"
+)
 _GIT = (
     "command -v git >/dev/null || "
     "{ apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install git; } || dnf -qy install git"
@@ -45,7 +51,10 @@ def user_data(spec: ExecutorSpec, host: KeyPair, public_key: str, *, git: bool) 
         "ssh_pwauth": False,
         "disable_root": False,
         "users": [agent],
-        "bootcmd": [["sh", "-c", _METADATA_CLOSED]],
+        "bootcmd": [
+            ["sh", "-c", _METADATA_CLOSED],
+            ["cloud-init-per", "instance", "coding-agent-unsealed", "sh", "-c", _UNSEALED],
+        ],
         "runcmd": commands,
     }
     if packages := spec.options.get("packages"):

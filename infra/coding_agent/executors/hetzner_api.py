@@ -182,15 +182,17 @@ class Cloud:
 
     def server(self, number: int) -> Server | None:
         """Return a server; None where the API says that there is none of that number."""
-        try:
-            found = self._client.servers.get_by_id(number)
-        except hcloud.APIException as error:
-            if error.code == "not_found":
-                return None
-            raise self._refused("looking for the server", error) from error
-        except requests.RequestException as error:
-            raise self._silent("looking for the server", error) from error
-        return Server(number, str(found.name), str(found.status), _time(found.created))
+
+        def ask() -> Server | None:
+            try:
+                found = self._client.servers.get_by_id(number)
+            except hcloud.APIException as error:
+                if error.code == "not_found":
+                    return None
+                raise
+            return Server(number, str(found.name), str(found.status), _time(found.created))
+
+        return self._ask("looking for the server", ask)
 
     def left(self, wanted: Mapping[str, str] | None = None) -> list[Left]:
         """Return what carries these labels, in the order in which it can be removed; by default all that is ours."""

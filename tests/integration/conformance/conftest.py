@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from fakes.hetzner_api import HetznerApi
+from machines.cloud_server import CloudServers
 from places import PLACES, Place
+from renter import RentedServer, rented_server
+
+
+@pytest.fixture(scope="session", name="rented_server")
+def _rented_server(cloud_servers: CloudServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RentedServer]:
+    """Return a server of the fake cloud, as ours are ordered; all tests of this session share it."""
+    with HetznerApi(cloud_servers) as api:
+        yield rented_server(api, tmp_path_factory.mktemp("rented"))
 
 
 @pytest.fixture(params=PLACES)
