@@ -352,3 +352,14 @@ def _log_in(user: User, token: str, *, hours: float = 1) -> None:
     folder.mkdir(exist_ok=True)
     account = {"accessToken": token, "refreshToken": "none", "expiresAt": (time.time() + hours * 3600) * 1000}
     (folder / ".credentials.json").write_text(json.dumps({"claudeAiOauth": account}))
+
+
+def test_artifacts_that_were_not_made(user: User) -> None:
+    """Artifacts that a task names and that the agent did not make are no failure: what there is comes back."""
+    user.job(command="echo kept >kept.txt", artifacts=["kept.txt", "never.txt", "no/such.txt", "*.none"])
+    user.cli("up", "job")
+    outputs = user.outputs("job")
+    assert outputs["notices"] == []
+    folder = user.record_dir(outputs["run_id"]) / "artifacts"
+    assert [each.name for each in folder.iterdir()] == ["kept.txt"]
+    user.cli("destroy", "job")

@@ -29,7 +29,10 @@ main() {
   while IFS= read -r -d '' glob; do
     # shellcheck disable=SC2206,SC2190  # expanding it is the point; with an empty IFS nothing is split
     found=($glob)
-    for match in "${found[@]}"; do inside "$match" && matches[$match]=1; done
+    for match in "${found[@]}"; do
+      # A name without a pattern in it stands for itself, whether there is such a file or not.
+      [[ -e $match || -L $match ]] && inside "$match" && matches[$match]=1
+    done
   done
   ((${#matches[@]})) || { echo nothing; return 0; }
   rm -rf -- "$run/artifacts.tar" "$run/artifacts.tar.tmp"
