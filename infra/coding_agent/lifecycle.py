@@ -180,7 +180,7 @@ def kill(record: Record, *, say: Say) -> Record:
 def set_timeout(record: Record, seconds: float) -> None:
     """Give a run that goes on another time limit, counted from its beginning."""
     with contextlib.closing(reach(record)) as executor:
-        executor.poke(record.run_id, f"timeout {round(seconds)}")
+        executor.set_timeout(record.run_id, round(seconds))
 
 
 def cleanup(record: Record, *, discard: bool, say: Say) -> None:

@@ -513,6 +513,7 @@ PLANTED = (
     "work.bundle.tmp",
     "supervisor.log",
     ".poke",
+    ".timeout",
     "artifacts.tar",
 )
 

@@ -29,7 +29,11 @@ from waiting import until
 MB = 1_000_000
 # A shell's tool that takes 200 MB; the shell goes on.
 HOG = "head -c 200m /dev/zero | tail >/dev/null; echo $? >hog\n"
-BUSY = "(while :; do :; done) & (while :; do :; done) & sleep 3; kill %1 %2\n"
+# Until it is seen, whatever else the machine has to do.
+BUSY = (
+    "(while :; do :; done) & (while :; do :; done) & "
+    """until grep -q '"limit":"cpus"' ../.meta.json; do sleep 0.1; done; kill %1 %2\n"""
+)
 FORKS = "while :; do sleep 300 & done\n"
 # Sheds environment, session and parents, with its pid in the workspace.
 ESCAPE = "( ( env -i setsid bash -c 'echo $$ >escaped; exec tail -f /dev/null' & ) & )\nexec tail -f /dev/null\n"

@@ -179,16 +179,27 @@ def test_the_time_limit_can_be_changed_while_the_agent_runs(target: Target) -> N
     """A new time limit, counted from the run's beginning, holds at once."""
     target.start(say(INIT) + STAY, timeout=3600)
 
-    target.executor.poke(target.id(), "timeout 1")
+    target.executor.set_timeout(target.id(), 1)
 
     assert _ended(target.ended())[:2] == (State.TIMED_OUT, "timeout")
 
 
-def test_nonsense_in_the_pipe_is_ignored(target: Target) -> None:
-    """Whatever is written into the pipe beside what the supervisor knows changes nothing."""
-    target.start(say(INIT) + "until [ -e go ]; do sleep 0.02; done\n" + say(result()))
-    for nonsense in ("", "timeout", "timeout -1", "timeout 1;2", "stopp x", "done", "$(touch hacked)", "x" * 10_000):
-        target.executor.poke(target.id(), nonsense)
+def _await_another_look(target: Target) -> None:
+    before = target.meta()["heartbeat"]
+    until(lambda: target.meta()["heartbeat"] != before)
+
+
+NONSENSE = ("", "timeout", "timeout 1", "stopp x", "done", "1;2", "-1", "9" * 30, "$(touch hacked)", "x" * 10_000)
+
+
+def test_nonsense_said_to_the_supervisor_is_ignored(target: Target) -> None:
+    """Whatever is written where the supervisor listens, beside what it knows, changes nothing."""
+    target.start(say(INIT) + "until [ -e go ]; do sleep 0.02; done\n" + say(result()), heartbeat=0)
+    with (target.folder() / ".poke").open("r+b", buffering=0) as pipe:
+        for nonsense in NONSENSE:
+            pipe.write(nonsense.encode() + b"\n")
+            (target.folder() / ".timeout").write_text(nonsense)
+            _await_another_look(target)
     (target.folder() / "workspace" / "go").touch()
 
     assert _ended(target.ended())[:2] == (State.SUCCEEDED, None)

@@ -35,7 +35,7 @@ STATE=starting STAGE=starting REASON='' DETAIL='' EXIT_CODE=null FINAL=false
 AGENT=0 AGENT_START=0 SESSION=0 TURNS=0 SESSION_ID='' RESULT='' PARTIAL='' MORE='' LAST_EVENT=0 KILLS=0
 STARTED_AT=null FIRST_EVENT_AT=null FIRST_TOOL_AT=null FINISHED_AT=null
 WRITTEN='' FORGED='' UNSAVED=false
-STOP='' LIMIT_HITS='' NOTICES='' HEAD_SHA='' BASE_SHA='' START_SHA='' OWN_WORKSPACE=true DISK_NEXT=0 WATCH_NEXT=0 BEAT_NEXT=0 KERNEL_NEXT=0
+STOP='' OTHER_TIMEOUT='' LIMIT_HITS='' NOTICES='' HEAD_SHA='' BASE_SHA='' START_SHA='' OWN_WORKSPACE=true DISK_NEXT=0 WATCH_NEXT=0 BEAT_NEXT=0 KERNEL_NEXT=0
 
 read_params() {
   local pair
@@ -158,11 +158,19 @@ listen() {
   case $message in
     'done') WORKING='' ;;
     'stop '*) end "${message#stop }" ;;
-    'timeout '*)
-      message=${message#timeout }
-      [[ $message =~ ^[0-9]{1,9}$ ]] && DEADLINE=$((${PARAM[created]%.*} + message))
-      ;;
   esac
+}
+
+# look_for_timeout: another limit of time may be put into a file while the run goes on. Not a word over .poke: bash drops
+# what it has read of a line when the time of a tick is over just then, and nobody would say it again.
+look_for_timeout() {
+  local seconds=
+  plain "$RUN/.timeout" || return 0
+  # Opened both ways, so that it can't block on a pipe that was put there since.
+  { IFS= read -r -t 0.1 -n 10 seconds <>"$RUN/.timeout"; } 2>/dev/null
+  [[ $seconds =~ ^[0-9]{1,9}$ && $seconds != "$OTHER_TIMEOUT" ]] || return 0
+  OTHER_TIMEOUT=$seconds
+  DEADLINE=$((${PARAM[created]%.*} + 10#$seconds))
 }
 
 # see_result LINE: the agent has its time to end from now on; reading up to here may have taken long.
@@ -264,6 +272,7 @@ transcript_grew() {
 
 look_at_limits() {
   local began ended took
+  look_for_timeout
   ((NOW > DEADLINE)) && end timeout "after $((NOW - ${PARAM[created]%.*})) seconds"
   [[ ${PARAM[held]} && $NOW -ge $KERNEL_NEXT ]] && { KERNEL_NEXT=$((NOW + 1)); look_at_kernel; }
   if ((PARAM[disk] > 0 && NOW >= DISK_NEXT)); then look_at_disk; fi
