@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cloud, containers, looking, remote, supervisor, updates
+from benchmarks import cloud, containers, looking, queue, remote, supervisor, updates
 from benchmarks.measure import Report
 from benchmarks.world import World, world
 
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[World, int], Report | list[Report]]] = {
     "ssh-up": remote.first_up,
     "ssh-from-afar": remote.from_afar,
     "hetzner-first-call": cloud.first_call,
+    "queue": queue.waiting,
 }
 RESULTS = Path(__file__).parent / "results"
 

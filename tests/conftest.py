@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import shared_cache
+from coding_agent.work_queue import embedded
 from containers import Docker, base_image
 from fakes.hetzner_api import HetznerApi
 from fakes.messages_api import MessagesApi
@@ -31,6 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = make_home(tmp_path / "home", monkeypatch)
     yield folder
     end_processes_of(folder)
+    if embedded.folder().is_dir():
+        shutil.rmtree(embedded.folder())
 
 
 @pytest.fixture

@@ -21,19 +21,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from coding_agent import dispatched, lifecycle, logs, records
+from coding_agent import dispatched, lifecycle, logs, records, worker
 from coding_agent.errors import CodingAgentError, InvalidInput, NotFound
 from coding_agent.records import Record
-from coding_agent.run import Outputs, State
+from coding_agent.run import Outputs, ProcessUsage, State
 from coding_agent.times import instant
+from coding_agent.work_queue import database, orders
+from coding_agent.work_queue.entry import Entry
+from coding_agent.work_queue.places import machine, store
+from coding_agent.work_queue.queue import Queue
 
 Say = Callable[[str], None]
 FOLLOW_POLL = 0.2  # seconds between two looks while waiting
 UNRESPONSIVE_POLL = 2.0  # seconds until a target that did not answer is asked again
+END_LIMIT = 600.0  # seconds that the end of a task, or its removal, may take
 
 
 class WaitTimeout(CodingAgentError, TimeoutError):
@@ -56,35 +62,39 @@ class TaskStatus(Outputs):
 
 
 class Task:
-    """A run that was dispatched. It belongs to no process: it goes on when this one ends."""
+    """A task that was dispatched. It belongs to no process: it goes on when this one ends."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record | None = None, entry: Entry | None = None) -> None:
         """Make a handle; `dispatch` and `get_task` do."""
-        self._record = record
+        assert record or entry
+        self._record, self._entry = record, entry
 
     def __repr__(self) -> str:
-        return f"<Task {self.name} {self.id}: {self._record.outputs.status}>"
+        state = self._record.outputs.status if self._record else self._entry.state if self._entry else ""
+        return f"<Task {self.name} {self.id}: {state}>"
 
     @property
     def id(self) -> str:
-        """The run's id, for `get_task`."""
-        return self._record.run_id
+        """The task's id, for `get_task`; its first run has the same."""
+        return self._entry.id if self._entry else self._known.run_id
 
     @property
     def name(self) -> str:
         """The task's name; its stack has the same."""
-        return self._record.stack
+        return self._entry.name if self._entry else self._known.stack
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether it has not ended yet; one that waits in the queue has not."""
         return not self.outputs.status.final
 
     @property
     def outputs(self) -> Outputs:
-        """What the run exports, as it is now. Once it has ended, its work has been brought back by then."""
-        self._record = lifecycle.observe(self._record, say=_quiet)
-        return self._record.outputs
+        """What the run exports, as it is now. Once it has ended, its work has been brought back by then.
+
+        Of a task that has no run yet, what the queue knows: `status` is `queued` or `provisioning`.
+        """
+        return self._look()[0]
 
     @property
     def result(self) -> str | None:
@@ -102,8 +112,7 @@ class Task:
         (True, 0.0, 0.0)
         >>> task.cleanup()
         """
-        self._record, usage = lifecycle.examine(self._record, say=_quiet)
-        outputs = self._record.outputs
+        outputs, usage = self._look(use=True)
         known = {each.name: getattr(outputs, each.name) for each in fields(Outputs)}
         if usage:
             known |= {"cpu": usage.cpu, "mem": usage.mem, "processes": usage.processes}
@@ -122,13 +131,17 @@ class Task:
         ['two']
         >>> task.cleanup()
         """
+        if self._record is None:
+            self._look()
+        if self._record is None:
+            return []
         lines: list[str] = []
         stop = threading.Event()
         logs.logs(self._record, n=n, follow=False, raw=raw, debug=False, write=lines.append, say=_quiet, stop=stop)
         return [line.removesuffix("\n") for line in lines]
 
     def wait(self, timeout: float | None = None, *, say: Say | None = None) -> Outputs:
-        """Wait until the run has ended, at most `timeout` seconds, and return its outputs.
+        """Wait until the task has ended, at most `timeout` seconds, and return its outputs.
 
         A run that failed is no exception: its outputs say so. `say` receives what the agent does, line by line.
         Raises WaitTimeout.
@@ -139,31 +152,98 @@ class Task:
             timer.daemon = True
             timer.start()
         try:
-            while self.running and not stop.is_set():
-                self._record = lifecycle.follow(self._record, say=say or _quiet, stop=stop, poll=FOLLOW_POLL)
-                if not self._record.outputs.status.final:
-                    stop.wait(UNRESPONSIVE_POLL)  # its target did not answer: it may again
+            while not (outputs := self.outputs).status.final and not stop.is_set():
+                record = self._record
+                if record is not None and not record.outputs.status.final:
+                    self._record = lifecycle.follow(record, say=say or _quiet, stop=stop, poll=FOLLOW_POLL)
+                    if self._record.outputs.status is State.UNRESPONSIVE:
+                        stop.wait(UNRESPONSIVE_POLL)  # its target did not answer: it may again
+                else:
+                    stop.wait(FOLLOW_POLL)  # in the queue, or about to be finished there
         finally:
             if timer:
                 timer.cancel()
-        if not self._record.outputs.status.final:
+        if not outputs.status.final:
             raise WaitTimeout(
-                f"task {self.name} is still {self._record.outputs.status} after {timeout:g} s",
+                f"task {self.name} is still {outputs.status} after {timeout:g} s",
                 next_step="wait longer, or end it with kill()",
             )
-        return self._record.outputs
+        return outputs
 
     def kill(self) -> None:
-        """End the agent and everything it started; its results stay."""
-        self._record = lifecycle.kill(self._record, say=_quiet)
+        """End the task: in the queue, while it is started, or its agent and everything that started; results stay."""
+        if self._entry is not None and not self._look()[0].status.final:
+            with database.opened() as found:
+                Queue(found).end(self._entry.id)
+        if self._record is not None and not self._record.outputs.status.final:
+            self._record = lifecycle.kill(self._record, say=_quiet)
+        if self._entry is not None:
+            self.wait(END_LIMIT)
 
     def cleanup(self, *, discard: bool = False) -> None:
         """End the run, bring its work back (unless `discard`), remove it from its executor, and its stack.
 
         What is known of it stays: `outputs` and `logs` go on working.
         """
-        dispatched.destroy(self._record, discard=discard, say=_quiet)
-        self._record = records.load(self.id) or self._record
+        if self._entry is not None:
+            self._look()
+            self._leave_queue(discard)
+        if self._record is not None:
+            self._record = records.load(self._record.run_id) or self._record
+            if not self._record.removed:
+                dispatched.destroy(self._record, discard=discard, say=_quiet)
+                self._record = records.load(self._record.run_id) or self._record
+
+    @property
+    def _known(self) -> Record:
+        assert self._record is not None
+        return self._record
+
+    def _look(self, *, use: bool = False) -> tuple[Outputs, ProcessUsage | None]:
+        """Return the outputs as they are now and, with `use`, what the run's processes use."""
+        if self._entry is not None and not self._entry.state.final:
+            with database.opened() as found:
+                self._entry = Queue(found).get(self._entry.id) or self._entry
+        entry = self._entry
+        if entry is not None and entry.run_id is not None:
+            self._record = records.load(entry.run_id) or entry.record or self._record
+        if self._record is None or (entry is not None and entry.state is State.QUEUED):
+            assert entry is not None
+            return entry.outputs, None
+        self._record, usage = lifecycle.examine(self._record, say=_quiet, use=use)
+        outputs = self._record.outputs
+        if entry is not None and outputs.status.final and not entry.state.final:
+            # The queue says whether it is the end: a run that was lost may be tried again.
+            outputs = replace(outputs, status=entry.state)
+        return outputs, usage
+
+    def _leave_queue(self, discard: bool) -> None:
+        """Let the queue forget the task; a worker ends and removes what is not here, or has not ended."""
+        assert self._entry is not None
+        with database.opened() as found:
+            queue = Queue(found)
+            if self._entry.state.final and _reached(self._entry):
+                queue.forget(self._entry.id)
+                return
+            if queue.get(self._entry.id) is None:
+                return
+            queue.end(self._entry.id, destroy=True, discard=discard)
+            if not queue.attended():
+                worker.start(queue.attended, _quiet)
+            deadline = time.monotonic() + END_LIMIT
+            while (entry := queue.get(self._entry.id)) is not None:
+                if time.monotonic() > deadline:
+                    raise WaitTimeout(
+                        f"task {self.name} is not removed yet after {END_LIMIT:g} s",
+                        next_step=f"`coding-agent why {self.id}` says what it waits for",
+                    )
+                self._entry = entry
+                if entry.state.final and entry.wanted != "destroyed":
+                    raise CodingAgentError(
+                        f"task {self.name} is {entry.detail or 'not removed'}",
+                        next_step=f"`coding-agent destroy {self.name} --discard` gives up what is on its target",
+                    )
+                time.sleep(FOLLOW_POLL)
 
 
 def dispatch(
@@ -189,19 +269,29 @@ def dispatch(
     agent: Mapping[str, Any] | None = None,
     limits: Mapping[str, Any] | None = None,
     cwd: str | Path | None = None,
+    priority: int = 0,
+    not_before: datetime | None = None,
+    retries: int | None = None,
     say: Say | None = None,
 ) -> Task:
-    """Start a task and return once its agent has started.
+    """Put a task into the queue, and return. A worker starts it once its executor has room.
+
+    Where no worker lives, one is started that ends when it is idle.
 
     Exactly one of `prompt` (for an agent) and `command` (a shell command instead of one). A named `executor` is used
-    whatever the labels; without one, the first executor that carries all of `labels` is. `repo` is a folder of a Git
-    repository, relative to `cwd` (default: the current folder), whose HEAD the agent gets, or a mapping with `url` and
-    `ref`; without it the agent begins in an empty folder. `timeout` is in seconds. `agent` and `limits` take the task
-    file's other fields of these names; `say` receives lines about the start. A `name` makes it repeatable: the same
-    task under the same name is adopted, not run twice.
+    whatever the labels; without one, the first with room of those that carry all of `labels` is. `repo` is a folder of
+    a Git repository, relative to `cwd` (default: the current folder), whose HEAD the agent gets, or a mapping with
+    `url` and `ref`; without it the agent begins in an empty folder. `timeout` is in seconds. `agent` and `limits` take
+    the task file's other fields of these names; `say` receives lines about the start. A `name` makes it repeatable: the
+    same task under the same name is adopted, not run twice.
 
-    Raises InvalidInput for what can't be a task (an unknown executor included), CredentialMissing, and CodingAgentError
-    where it could not be started.
+    Of the tasks that wait, the one with the highest `priority` goes first, then the oldest; none before `not_before`
+    (with a time zone). A run that was lost, that its API's errors have ended or that could not be started is tried
+    again `retries` times (default 2), later each time.
+
+    Raises InvalidInput for what can't be a task (an unknown executor included), CredentialMissing where no worker lives
+    and the agent's credential is not here, and DatabaseUnavailable. A task that could not be started has failed, with
+    the reason `start_failed`.
 
     >>> task = dispatch(command="sleep 300", name="sleeper", labels={"quick"}, executor="local")
     >>> task.running, task.name
@@ -233,16 +323,29 @@ def dispatch(
     }
     if isinstance(repo, str | Path):
         repo = Path(cwd or ".") / Path(repo).expanduser()
-    record = dispatched.start(_given(wanted), name=name, repo=repo, say=say or _quiet)
-    return Task(record)
+    order = orders.of_fields(_given(wanted), name=name, repo=repo)
+    order = orders.scheduled(order, priority=priority, not_before=not_before, retries=retries)
+    (entry,) = orders.put([order], say or _quiet)
+    return Task(entry=entry)
 
 
 def get_task(task_id: str) -> Task:
     """Return the task with this id, whichever process dispatched it. Raises NotFound."""
+    if database.in_use():
+        with database.opened() as found:
+            entry = Queue(found).get(task_id)
+        if entry is not None:
+            return Task(entry=entry)
     record = records.load(task_id)
     if record is None:
         raise NotFound(f"no task {task_id!r} is known on this machine", next_step="`coding-agent list` shows the known")
     return Task(record)
+
+
+def _reached(entry: Entry) -> bool:
+    """Whether the stack of a task, and what it needs, are within reach of this machine."""
+    there = (entry.taken or "").partition("@")[2] or entry.machine
+    return entry.store in (None, store()) and there in (None, machine())
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

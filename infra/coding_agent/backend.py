@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -71,6 +73,17 @@ def backend(root: Path | None = None) -> Backend:
     if os.environ.get("PULUMI_ACCESS_TOKEN"):
         return Backend(None, "token", "PULUMI_ACCESS_TOKEN")
     return Backend(ours, "default", str(state_dir() / "backend"))
+
+
+def shared(root: Path) -> str | None:
+    """Return a name for the backend of the project at `root` that is the same on each machine; None where it is a
+    folder, as it is on one alone."""
+    found = backend(root)
+    if (found.url or "").startswith("file:"):
+        return None
+    # Whoever logs in there, and however: what is meant is the place.
+    place = re.sub(r"//[^/@]*@|\?.*", "//", found.url or "cloud")
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
 
 
 def environment(

@@ -11,14 +11,16 @@ import os
 import re
 import secrets
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coding_agent import lifecycle, paths, records
+from coding_agent import backend, lifecycle, paths, records
 from coding_agent.errors import CodingAgentError, InvalidInput, NotFound, StackLocked
+from coding_agent.near_files import project_root
 from coding_agent.records import Record
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from coding_agent.task import Task
 
 Say = Callable[[str], None]
+Repo = str | Path | Mapping[str, str] | None  # a folder in a repository, or `url` and `ref` of another
 LOCK_LIMIT = 600.0  # seconds; a start may have to install the engine or Claude Code
 LOCK_POLL = 0.05
 _GIT_LIMIT = 30.0  # seconds
@@ -34,8 +37,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def project() -> Path:
-    """Return the folder of the project that holds the stack of every dispatched task."""
-    return paths.state_dir() / "dispatch"
+    """Return the folder of the project that holds the stack of every dispatched task.
+
+    Stacks in a backend that other machines use are those of one project for them all.
+    """
+    shared = backend.shared(paths.state_dir())
+    return paths.state_dir() / ("dispatch" if shared is None else f"dispatch-{shared}")
 
 
 def stack_root(record: Record) -> Path:
@@ -46,23 +53,31 @@ def stack_root(record: Record) -> Path:
     return project() if record.project and record.project == _project_name() else Path(record.root)
 
 
-def start(
-    fields: Mapping[str, Any], *, name: str | None, repo: str | Path | Mapping[str, str] | None, say: Say
-) -> Record:
-    """Write the task's file, start its stack and return its record.
+def check(fields: Mapping[str, Any], *, name: str, repo: Repo) -> Task:
+    """Return the task that `fields` say. Raises InvalidInput; nothing is made."""
+    from coding_agent.settings import Settings
+
+    folder = _folder(repo)
+    project().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix=".check-", dir=project()) as scratch:
+        path = Path(scratch) / f"{name}.yaml"
+        _put(path, _complete(fields, name, repo))
+        task = _read(path, Settings.load())
+    if repo is not None and not isinstance(repo, Mapping):
+        _check_root(folder)
+    return task
+
+
+def start(fields: Mapping[str, Any], *, name: str, repo: Repo, run_id: str, say: Say) -> Record:
+    """Write the task's file, start its stack and return its record; the run gets this id.
 
     Raises InvalidInput, CredentialMissing, NotFound before anything was made; when the start fails, what was made for
     a new task goes again.
     """
     from coding_agent import stack
 
-    name = name or _name(fields)
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(f"{name!r} can't be a task's name", next_step="use letters, digits, `.`, `_` and `-`")
     folder = _folder(repo)
-    fields = {"name": name, **fields}
-    if repo is not None:
-        fields["repo"] = dict(repo) if isinstance(repo, Mapping) else "."
+    fields = _complete(fields, name, repo)
     with _held(name):
         _prepare()
         path = folder / f"{name}.yaml"
@@ -70,8 +85,9 @@ def start(
         task = _write(path, fields)
         try:
             if repo is not None and not isinstance(repo, Mapping):
-                _check_root(task, folder)
-            outputs = stack.open_stack(project(), task.name, task_file=path, progress=say).up(wait=False, say=say)
+                _check_root(folder)
+            opened = stack.open_stack(project(), task.name, task_file=path, progress=say)
+            outputs = opened.up(wait=False, run_id=run_id, say=say)
         except CodingAgentError:
             if fresh:
                 _undo(task.name, path)
@@ -80,6 +96,12 @@ def start(
     if found is None:
         raise CodingAgentError(f"the run of task {name} left no record", next_step="`coding-agent doctor` looks why")
     return found
+
+
+def abandon(name: str, repo: Repo) -> None:
+    """Remove what a start that was ended half-way has left."""
+    with _held(name):
+        _undo(name, _folder(repo) / f"{name}.yaml")
 
 
 def destroy(record: Record, *, discard: bool, say: Say) -> None:
@@ -108,7 +130,20 @@ def _replaced(record: Record) -> bool:
     return any(each.created_at > record.created_at for each in same)
 
 
-def _folder(repo: str | Path | Mapping[str, str] | None) -> Path:
+def new_name(fields: Mapping[str, Any]) -> str:
+    """Return a name of the task's first words that no other has."""
+    words = re.sub(r"[^a-z0-9]+", "-", str(fields.get("prompt") or fields.get("command") or "")[:200].lower())
+    return f"{words[:_SLUG_LENGTH].strip('-') or 'task'}-{secrets.token_hex(4)}"
+
+
+def _complete(fields: Mapping[str, Any], name: str, repo: Repo) -> dict[str, Any]:
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(f"{name!r} can't be a task's name", next_step="use letters, digits, `.`, `_` and `-`")
+    more = {} if repo is None else {"repo": dict(repo) if isinstance(repo, Mapping) else "."}
+    return {"name": name, **fields, **more}
+
+
+def _folder(repo: Repo) -> Path:
     """Return the folder for the task's file: inside the repository that the task is about, else in the state folder."""
     if repo is None or isinstance(repo, Mapping):
         return _tasks(project())
@@ -126,10 +161,12 @@ def _tasks(root: Path) -> Path:
     return root / "tasks" if root == project() else root / ".coding-agent" / "dispatched"
 
 
-def _check_root(task: Task, folder: Path) -> None:
-    if task.root.resolve() != folder.parent.parent.resolve():
+def _check_root(folder: Path) -> None:
+    repository = folder.parent.parent
+    around = project_root(folder / "task.yaml")
+    if around.resolve() != repository.resolve():
         raise InvalidInput(
-            f"the repository {folder.parent.parent} lies inside the project {task.root}",
+            f"the repository {repository} lies inside the project {around}",
             next_step="dispatch for a repository of its own, or run a task of that project",
         )
 
@@ -141,7 +178,8 @@ def _prepare() -> None:
         file = root / "Pulumi.yaml"
         if not file.exists():
             part = root / f".{secrets.token_hex(4)}"
-            part.write_text(f"name: dispatch-{secrets.token_hex(4)}\nruntime: python\nstackConfigDir: stacks\n")
+            name = root.name if root.name != "dispatch" else f"dispatch-{secrets.token_hex(4)}"
+            part.write_text(f"name: {name}\nruntime: python\nstackConfigDir: stacks\n")
             part.replace(file)
 
 
@@ -164,8 +202,7 @@ def _write(path: Path, fields: Mapping[str, Any]) -> Task:
         (path.parent.parent / ".gitignore").write_text("*\n")
     part = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(task.dump(fields))
+        _put(part, fields)
         new = _read(part, settings)
         executor = settings.choose(new)
         if not path.exists():
@@ -178,6 +215,13 @@ def _write(path: Path, fields: Mapping[str, Any]) -> Task:
             _forget(path)
         raise
     return task.load(path, settings=settings)
+
+
+def _put(path: Path, fields: Mapping[str, Any]) -> None:
+    from coding_agent import task
+
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(task.dump(fields))
 
 
 def _read(path: Path, settings: Settings) -> Task:
@@ -226,12 +270,6 @@ def _forget(path: Path) -> None:
             path.parent.rmdir()
             (path.parent.parent / ".gitignore").unlink(missing_ok=True)
             path.parent.parent.rmdir()
-
-
-def _name(fields: Mapping[str, Any]) -> str:
-    """Return a name of the task's first words that no other has."""
-    words = re.sub(r"[^a-z0-9]+", "-", str(fields.get("prompt") or fields.get("command") or "")[:200].lower())
-    return f"{words[:_SLUG_LENGTH].strip('-') or 'task'}-{secrets.token_hex(4)}"
 
 
 @contextmanager

@@ -106,3 +106,7 @@ class StartFailed(CodingAgentError):
 
 class Untrusted(CodingAgentError):
     """Something that came back from a target was refused."""
+
+
+class DatabaseUnavailable(CodingAgentError):
+    """The queue's Postgres can't be reached or started, or was made by a newer version of coding-agent."""

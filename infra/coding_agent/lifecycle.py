@@ -82,13 +82,14 @@ def start(
             marks = {name: outcome.mark(run_id, value) for name, value in prepared.secrets.items()}
             ready = round(time.monotonic() - begun, 3)
             record = replace(record, secrets=marks, base=prepared.base, target_ready=ready)
-            records.save(record)
-            try:
-                executor.start(prepared.launch)
-            except CodingAgentError:
-                records.forget(run_id)
-                _release(record)
-                raise
+            with records.starting(run_id):
+                records.save(record)
+                try:
+                    executor.start(prepared.launch)
+                except CodingAgentError:
+                    records.forget(run_id)
+                    _release(record)
+                    raise
         return _begin(record, executor, say, stop or threading.Event())
 
 
@@ -111,6 +112,8 @@ def examine(record: Record, *, say: Say, collect: bool = True, use: bool = True)
         return record, None
     if record.outputs.status.final and record.collected:
         return _given_back(record, say), None
+    if record.outputs.status is State.PROVISIONING and records.is_starting(record.run_id):
+        return record, None
     try:
         with contextlib.closing(reach(record)) as executor:
             record = records.save(_observe(record, executor, say, collect))
@@ -307,6 +310,8 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, 
         labels=task.labels,
         secrets=dict.fromkeys(task.secrets, ""),
         artifacts=task.artifacts,
+        digest=task.digest,
+        image=executors.image(spec, task) or "",
         branch=task.branch,
         lands=task.repo is not None and task.repo.path,
         place=dict(executor.place),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # What an update tells the provider through its environment, so that no stack has to be configured for it.
 RERUN = "CODING_AGENT_RERUN"  # "1": the attempt of the stack counts one up
+WANTED = "CODING_AGENT_WANTED_RUN"  # the id that the run is to have: one that runs under it already is that run
 WAIT = "CODING_AGENT_WAIT"  # "false": create returns once the agent has started, whatever the task says
 DISCARD = "CODING_AGENT_DISCARD"  # "1": delete does not bring the work back
 FAILURE = "CODING_AGENT_FAILURE"  # the file into which a refusal is written, as it is: the engine only passes text on

@@ -15,3 +15,9 @@ def stat(pid: int) -> list[str] | None:
         return None
     # The name before them may hold anything.
     return whole.rpartition(")")[2].split()
+
+
+def begun(pid: int) -> int:
+    """Return when a process began, in clock ticks since the boot; 0 where it is gone or a zombie."""
+    found = stat(pid)
+    return 0 if found is None or found[STATE] in "ZX" else int(found[START])

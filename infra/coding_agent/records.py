@@ -26,6 +26,7 @@ from coding_agent.run import Outputs, outputs_dict, outputs_from
 from coding_agent.settings import ExecutorSpec
 
 _SCRATCH = ".start-"
+_STARTING = ".starting"
 _POLL = 0.05  # seconds between two tries for a lock
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -46,6 +47,8 @@ class Record:
     labels: tuple[str, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict)  # name -> mark of its value (see outcome.mark)
     artifacts: tuple[str, ...] = ()
+    digest: str = ""  # of the task's content; empty: of a version that did not keep it
+    image: str = ""  # what its target is made of
     branch: str = ""
     lands: bool = False  # the agent's commits belong into the repository at `root`
     base: str = ""  # the commit the agent began with
@@ -81,7 +84,7 @@ def folder(run_id: str) -> Path:
 
 def save(record: Record) -> Record:
     """Write the record so that a reader sees the old one or the new one; return it."""
-    plain = {**asdict(record), "outputs": outputs_dict(record.outputs)}
+    plain = to_plain(record)
     target = record.folder
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = target / f".record.{secrets.token_hex(4)}"
@@ -97,14 +100,23 @@ def save(record: Record) -> Record:
 def load(run_id: str) -> Record | None:
     """Return the record of a run, or None where there is none that can be read."""
     try:
-        plain = json.loads((folder(run_id) / "record.json").read_text(encoding="utf-8"))
-        known = {f.name for f in fields(Record)}
-        values = {name: value for name, value in plain.items() if name in known}
-        for name in ("labels", "artifacts", "cpu_seen"):
-            values[name] = tuple(values[name])
-        return Record(**{**values, "outputs": outputs_from(plain["outputs"])})
+        return of_plain(json.loads((folder(run_id) / "record.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def to_plain(record: Record) -> dict[str, Any]:
+    """Return a record as JSON can hold it."""
+    return {**asdict(record), "outputs": outputs_dict(record.outputs)}
+
+
+def of_plain(plain: Mapping[str, Any]) -> Record:
+    """Return the record that `to_plain` made `plain` of. Raises `KeyError` or `TypeError` for anything else."""
+    known = {f.name for f in fields(Record)}
+    values = {name: value for name, value in plain.items() if name in known}
+    for name in ("labels", "artifacts", "cpu_seen"):
+        values[name] = tuple(values[name])
+    return Record(**{**values, "outputs": outputs_from(plain["outputs"])})
 
 
 def latest(record: Record) -> Record:
@@ -162,6 +174,30 @@ def held(run_id: str, *, limit: float = 900.0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def starting(run_id: str) -> Iterator[None]:
+    """Let others know that a run is being started: what is not on its target yet is not lost."""
+    home = folder(run_id)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / _STARTING).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    # Who looks between these two opens a file that is no more, and finds nobody there.
+    (home / _STARTING).unlink(missing_ok=True)
+
+
+def is_starting(run_id: str) -> bool:
+    """Whether some process of this machine is about to start a run; the kernel knows when it has died."""
+    try:
+        with (folder(run_id) / _STARTING).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

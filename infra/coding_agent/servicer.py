@@ -25,7 +25,7 @@ from pulumi.runtime.rpc import UNKNOWN
 
 from coding_agent import __version__, changes, state
 from coding_agent.errors import CodingAgentError, InvalidInput
-from coding_agent.plugin import DISCARD, RERUN, WAIT, EngineLog, hand_over, one_line
+from coding_agent.plugin import DISCARD, RERUN, WAIT, WANTED, EngineLog, hand_over, one_line
 
 RUN_ID = "coding-agent:index:RunId"
 RUN = "coding-agent:index:Run"
@@ -64,12 +64,15 @@ class Servicer(ProviderServicer):
         return proto.GetSchemaResponse(schema=json.dumps(schema))
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Return the inputs; RunId's attempt is carried over, or counted up when a rerun is asked for."""
+        """Return the inputs; RunId's attempt is carried over, or counted up when a rerun or another id is asked for."""
 
         def check() -> Any:
             news = _values(request.news)
             if _type(request.urn) == RUN_ID:
-                news["attempt"] = self._attempt(request.urn, _values(request.olds))
+                olds = _values(request.olds)
+                wanted = os.environ.get(WANTED) or olds.get("wanted")
+                news |= {"wanted": wanted} if wanted else {}
+                news["attempt"] = self._attempt(request.urn, olds)
             return proto.CheckResponse(inputs=_struct(news))
 
         return await self._answer(context, check)
@@ -94,7 +97,8 @@ class Servicer(ProviderServicer):
         def create() -> Any:
             inputs = _values(request.properties)
             if _type(request.urn) in _COMPANIONS:
-                new = "" if request.preview else secrets.token_hex(8)
+                chosen = inputs.get("wanted") if _type(request.urn) == RUN_ID else None
+                new = "" if request.preview else str(chosen or secrets.token_hex(8))
                 made = _COMPANIONS[_type(request.urn)](new)
                 return proto.CreateResponse(id=new, properties=_struct({**inputs, **made}))
             if request.preview:
@@ -161,7 +165,8 @@ class Servicer(ProviderServicer):
         """Return the attempt of this update. Before a replacement the engine asks again, then without the olds."""
         if urn not in self._attempts:
             last = int(olds.get("attempt") or 0)
-            again = last > 0 and os.environ.get(RERUN) == "1"
+            another = os.environ.get(WANTED) not in (None, "", olds.get("wanted"))
+            again = last > 0 and (another or os.environ.get(RERUN) == "1")
             self._attempts[urn] = max(last, 1) + (1 if again else 0)
         return self._attempts[urn]
 

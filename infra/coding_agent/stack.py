@@ -145,18 +145,25 @@ class Stack:
         """The calls of the engine's command line so far, and how long each took."""
         return self._command.calls
 
-    def up(self, *, wait: bool, say: Say, rerun: bool = False, refresh: bool = False) -> dict[str, Any]:
+    def up(
+        self, *, wait: bool, say: Say, rerun: bool = False, refresh: bool = False, run_id: str = ""
+    ) -> dict[str, Any]:
         """Start the task's run, adopt it or leave it as it is, and return the stack's outputs.
 
+        With `run_id` it is the run of that id, another one where the stack has another: repeating it changes nothing.
         With `refresh` it first looks what is left of the run's target, and what is gone is made anew. With `wait` it
         returns once the run has ended. A run that failed is no failure of this. Raises what keeps the
         run from starting, `StackLocked` and `EngineFailed`.
         """
         arguments = ("up", "--yes", "--skip-preview", *(["--refresh"] if refresh else []))
-        variables = {plugin.WAIT: "true" if wait else "false", plugin.RERUN: "1" if rerun else ""}
+        variables = {
+            plugin.WAIT: "true" if wait else "false",
+            plugin.RERUN: "1" if rerun else "",
+            plugin.WANTED: run_id,
+        }
         begun, orders = records.now(), Orders()
         while True:
-            heard = self._listen(say, Asked(rerun=rerun, passed_over=orders.refused, tried=orders.tried))
+            heard = self._listen(say, Asked(rerun, run_id, passed_over=orders.refused, tried=orders.tried))
             try:
                 self._existing(heard, partial(self._update, heard, variables, *arguments))
             except CodingAgentError as error:
@@ -213,6 +220,20 @@ class Stack:
         heard = self._listen(lambda _line: None)
         said = self._guarded(heard, lambda: self._run("stack", "output", "--json", "--show-secrets"))
         return _plain(json.loads(said.stdout or "{}"))
+
+    def made_of(self) -> tuple[str, str] | None:
+        """Return the digest of the task that the stack runs and what its target is made of; None where it has no run.
+
+        Raises `NotFound`.
+        """
+        heard = self._listen(lambda _line: None)
+        said = self._guarded(heard, lambda: self._run("stack", "export"))
+        resources = json.loads(said.stdout)["deployment"].get("resources") or ()
+        kinds = {str(each["type"]): each.get("inputs") or {} for each in resources}
+        if "coding-agent:index:Run" not in kinds:
+            return None
+        found = kinds.get("coding-agent:index:RunId", {})
+        return str(found.get("digest") or ""), str(found.get("image") or "")
 
     def _reach_targets(self) -> None:
         """See that what holds the stack's targets answers: without the program nobody else says so, or starts it."""
@@ -322,7 +343,7 @@ class Stack:
             file.write_bytes(kept)
 
     def _update(self, heard: _Heard, variables: Mapping[str, str], *arguments: str) -> CommandResult:
-        ours = {plugin.FAILURE: str(heard.refusal), locks.CONTROLLER: locks.controller()}
+        ours = {plugin.FAILURE: str(heard.refusal), locks.CONTROLLER: locks.controller(), plugin.WANTED: ""}
         # Without it the engine knows no --event-log.
         variables = {"PULUMI_DEBUG_COMMANDS": "true", **ours, **variables}
         if os.environ.get("CODING_AGENT_CONFIG"):

@@ -17,10 +17,11 @@ import pytest
 
 import coding_agent
 from coding_agent import api, dispatch, get_task, records
-from coding_agent.errors import ClaudeMissing, CredentialMissing, InvalidInput, NotFound
+from coding_agent.errors import CredentialMissing, InvalidInput, NotFound
 from coding_agent.run import State
 from fakes.messages_api import MessagesApi
 from fakes.scenarios import scenario
+from waiting import until
 
 LIMIT = 120  # seconds
 
@@ -117,7 +118,7 @@ def test_another_process_finds_the_task() -> None:
     """A task goes on when the process that dispatched it has ended; `get_task` and the command line know it."""
     code = "from coding_agent import dispatch; print(dispatch(command='echo begun; exec sleep 600').id)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
-    task = get_task(done.stdout.strip())
+    task = begun(get_task(done.stdout.strip()))
     status = task.status()
     assert status.state is State.RUNNING
     assert status.processes >= 1
@@ -129,9 +130,23 @@ def test_another_process_finds_the_task() -> None:
     assert task.logs() == ["begun"]
 
 
+def test_looking_while_it_starts() -> None:
+    """Whoever looks at a task all the time while it is started sees it come nearer, and never takes it for lost."""
+    task = dispatch(command="true", setup=["true"])
+    seen: list[State] = []
+
+    def ended() -> bool:
+        seen.append(task.outputs.status)
+        return seen[-1].final
+
+    until(ended)
+    order = [State.QUEUED, State.PROVISIONING, State.STARTING, State.RUNNING, State.SUCCEEDED]
+    assert list(dict.fromkeys(seen)) == [each for each in order if each in seen]
+
+
 def test_waiting_has_a_limit() -> None:
     """`wait(timeout)` raises what is a TimeoutError when the run goes on, and leaves the run alone."""
-    task = dispatch(command="sleep 600")
+    task = begun(dispatch(command="sleep 600"))
     with pytest.raises(TimeoutError) as caught:
         task.wait(timeout=0.3)
     assert isinstance(caught.value, api.WaitTimeout)
@@ -162,9 +177,9 @@ def test_a_name_makes_it_repeatable() -> None:
     """The same task under the same name is adopted; another one is refused while it runs."""
     first = dispatch(command="sleep 600", name="nightly")
     assert dispatch(command="sleep 600", name="nightly").id == first.id
-    with pytest.raises(InvalidInput, match="still running"):
+    with pytest.raises(InvalidInput, match="has not ended"):
         dispatch(command="echo other", name="nightly")
-    first.kill()
+    begun(first).kill()
     other = dispatch(command="sleep 500", name="nightly")
     assert other.id != first.id
     first.cleanup()
@@ -226,7 +241,7 @@ def test_a_repository_gets_the_commits_as_a_branch(tmp_path: Path) -> None:
 def test_a_name_used_for_something_else_loses_no_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    """A dispatch under the name of a run whose work was kept back is refused, and that work stays where it is."""
+    """A dispatch under the name of a run whose work was kept back does not start, and that work stays where it is."""
     file = home / ".config" / "openclaw" / "coding-agent.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("secrets:\n  TOKEN: {env: TOKEN}\n")
@@ -238,10 +253,17 @@ def test_a_name_used_for_something_else_loses_no_work(
     task = dispatch(command=leak, name="same", repo=repository, secrets=["TOKEN"])
     assert any("kept back" in notice for notice in task.wait(LIMIT).notices)
 
-    with pytest.raises(InvalidInput, match="on its target alone"):
-        dispatch(command="true", name="same")
+    other = dispatch(command="true", name="same").wait(LIMIT)
 
+    assert (other.status, other.reason) == (State.FAILED, "start_failed")
+    assert "on its target alone" in str(other.detail)
     assert (home / ".coding-agent" / "runs" / task.id / "work.bundle").exists()
+
+
+def begun(task: api.Task) -> api.Task:
+    """Return the task once its command runs."""
+    until(lambda: task.outputs.status is State.RUNNING)
+    return task
 
 
 def git(*arguments: str, cwd: Path) -> str:
@@ -251,7 +273,7 @@ def git(*arguments: str, cwd: Path) -> str:
 
 
 def test_a_start_that_fails_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a new task can't be started the error says why, and neither its file nor a run is left."""
+    """When a new task can't be started it says why, and neither its file nor a run is left."""
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(CredentialMissing, match="ANTHROPIC_API_KEY"):
         dispatch("Say hello.")
@@ -259,8 +281,9 @@ def test_a_start_that_fails_leaves_nothing(home: Path, monkeypatch: pytest.Monke
     file.parent.mkdir(parents=True)
     file.write_text("executors:\n  - {name: local, type: local, claude_path: /no/such/claude}\n")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "canary-of-dispatch")
-    with pytest.raises(ClaudeMissing, match="/no/such/claude"):
-        dispatch("Say hello.")
+    outputs = dispatch("Say hello.").wait(LIMIT)
+    assert (outputs.status, outputs.reason) == (State.FAILED, "start_failed")
+    assert "/no/such/claude" in str(outputs.detail)
     assert records.everything() == []
     assert not list((home / ".local/state/coding-agent/dispatch/tasks").iterdir())
 

@@ -9,23 +9,33 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coding_agent import records
 from coding_agent.cli import names, summary
 from coding_agent.cli.options import command, json_option, run_argument
 from coding_agent.cli.screen import Screen
 from coding_agent.errors import InvalidInput, NotFound
+from coding_agent.run import outputs_dict
 
 if TYPE_CHECKING:
     from coding_agent.records import Record
+    from coding_agent.work_queue.entry import Entry
 
 
 @command("kill", examples=["kill fix-build", "kill 3f9a2c --json"], codes=[(0, "the agent has ended"), 3, 4])
 @run_argument
 @json_option
 def kill_command(run: str, as_json: bool) -> int:
-    """End a run's agent and everything it started. Its stack and its results stay."""
+    """End a run's agent and everything it started. Its stack and its results stay.
+
+    A task that waits in the queue, or is being started, is ended there.
+    """
     from coding_agent import lifecycle
 
     screen = Screen(as_json=as_json)
+    entry = names.queued(run)
+    if entry is not None and not entry.state.final:
+        _end_in_queue(screen, entry)
+        return 0
     found = names.find_run(run, say=Screen(as_json=True).say)
     ended = found.outputs.status.final
     if ended:
@@ -37,6 +47,22 @@ def kill_command(run: str, as_json: bool) -> int:
     elif not ended:
         summary.show(screen, found)
     return 0
+
+
+def _end_in_queue(screen: Screen, entry: Entry) -> None:
+    from coding_agent.api import Task
+
+    task = Task(entry=entry)
+    with screen.working(f"{entry.name}: ending"):
+        task.kill()
+    outputs = task.outputs
+    known = records.load(outputs.run_id)
+    if known is not None:
+        screen.data(summary.document(known)) if screen.as_json else summary.show(screen, known)
+    elif screen.as_json:
+        screen.data(outputs_dict(outputs))
+    else:
+        screen.say(f"{entry.name} is {outputs.status}: it had not been started")
 
 
 @command("collect", examples=["collect fix-build"], codes=[(0, "what it made is here"), (2, "it still runs"), 3, 4])
@@ -79,12 +105,17 @@ def destroy_command(run: str, discard: bool, yes: bool, as_json: bool) -> int:
     The branch, the patch and the logs that came back stay; `logs` and `status` go on working.
     """
     screen = Screen(as_json=as_json)
-    found = _known(run)
-    name = found.stack if found else _stack_alone(run)
+    entry, found = names.queued(run), _known(run)
+    name = entry.name if entry else found.stack if found else _stack_alone(run)
     if not yes and sys.stdin.isatty():
         _ask(found, name, discard)
     with screen.working(f"{name}: removing") as say:
-        _remove(found, name, discard, say)
+        if entry is not None:
+            from coding_agent.api import Task
+
+            Task(found, entry).cleanup(discard=discard)
+        else:
+            _remove(found, name, discard, say)
     if as_json:
         screen.data({"stack": name, "run_id": found.run_id if found else None, "destroyed": True})
         return 0

@@ -15,12 +15,19 @@ from coding_agent.records import Record
 _FOLLOW_FROM = 10  # lines shown before following goes on with new ones
 
 
-@command("list", examples=["list", "list --project --json"], codes=[0])
+@command("list", examples=["list", "list --project --json", "list --queue --all"], codes=[0, 3])
 @click.option("--project", is_flag=True, help="Only the runs of the project around the current folder.")
+@click.option("--queue", is_flag=True, help="The tasks in the queue, in the order in which they are taken.")
+@click.option("--all", "ended", is_flag=True, help="With --queue: those that have ended, too.")
 @json_option
-def list_command(project: bool, as_json: bool) -> int:
+def list_command(project: bool, queue: bool, ended: bool, as_json: bool) -> int:
     """List the runs known on this machine, newest first, as they were when last looked at."""
     screen = Screen(as_json=as_json)
+    if queue or ended:
+        from coding_agent.cli import queue_command
+
+        queue_command.show(screen, ended=ended)
+        return 0
     found = records.everything()
     if project:
         root = names.project_root()

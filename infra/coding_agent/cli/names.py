@@ -6,6 +6,7 @@ import contextlib
 import difflib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -13,6 +14,9 @@ from click.shell_completion import CompletionItem
 from coding_agent import paths, records
 from coding_agent.errors import CodingAgentError, InvalidInput, NotFound
 from coding_agent.records import Record
+
+if TYPE_CHECKING:
+    from coding_agent.work_queue.entry import Entry
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -85,13 +89,21 @@ def record(word: str) -> Record:
 
 
 def find_run(word: str, *, say: Callable[[str], None]) -> Record:
-    """Return the run that `record` returns; where this machine has none, ask the stack of that name.
+    """Return the run that `record` returns; where this machine has none, ask the queue, then the stack of that name.
 
-    That happens with a stack made on another machine: reading it writes the record here. Raises NotFound.
+    That happens with what was started on another machine: reading it writes the record here. Raises NotFound.
     """
     try:
         return record(word)
     except NotFound:
+        entry = queued(word)
+        if entry is not None and entry.record is not None:
+            return records.load(entry.record.run_id) or records.save(entry.record)
+        if entry is not None:
+            raise NotFound(
+                f"task {entry.name} is {entry.state} and has no run yet",
+                next_step=f"`coding-agent why {entry.name}` says what it waits for",
+            ) from None
         root = project_root()
         if root is None or not any(path.stem == word for path in task_files(root)):
             raise
@@ -106,6 +118,20 @@ def find_run(word: str, *, say: Callable[[str], None]) -> Record:
         if found is None:
             raise
         return found
+
+
+def queued(word: str) -> Entry | None:
+    """Return the task in the queue that a name or an id means; None where there is none, or no queue."""
+    from coding_agent.work_queue import database
+
+    if not database.in_use():
+        return None
+    from coding_agent.work_queue.queue import Queue
+
+    root = project_root()
+    with database.opened() as found, contextlib.suppress(NotFound):
+        return Queue(found).find(word, root=str(root) if root else None)
+    return None
 
 
 def same_folder(named: str, folder: Path) -> bool:
@@ -152,4 +178,13 @@ def complete_executor(_context: click.Context, _parameter: click.Parameter, word
     with contextlib.suppress(CodingAgentError):
         found = Settings.load().executors
         return [CompletionItem(each.name) for each in found if each.type == "ssh" and each.name.startswith(word)]
+    return []
+
+
+def complete_any_executor(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Complete the name of an executor."""
+    from coding_agent.settings import Settings
+
+    with contextlib.suppress(CodingAgentError):
+        return [CompletionItem(each.name) for each in Settings.load().executors if each.name.startswith(word)]
     return []

@@ -27,8 +27,14 @@ COMMANDS: Mapping[str, Mapping[str, Entry]] = {
         "preview": Entry("up", "Show what `up` would do; runs nothing."),
         "up": Entry("up", "Run a task, or adopt its run, and follow it."),
     },
+    "Queue": {
+        "dispatch": Entry("queue", "Put tasks into the queue."),
+        "sync": Entry("sync", "Let the project's runs be what the files of a folder say."),
+        "worker": Entry("queue", "Take tasks from the queue as executors have room."),
+        "why": Entry("queue", "Say what a task in the queue waits for."),
+    },
     "Runs": {
-        "list": Entry("look", "List the runs known on this machine."),
+        "list": Entry("look", "List the runs known on this machine, or the queue."),
         "status": Entry("look", "Show how a run is doing."),
         "logs": Entry("look", "Show what the agent did, line by line."),
         "kill": Entry("end", "End a run's agent; its results stay."),
@@ -101,6 +107,7 @@ A first run:
 
 Environment:
   CODING_AGENT_CONFIG       the executors file
+  CODING_AGENT_DATABASE_URL the queue's Postgres, where it is not to be one of your own
   CODING_AGENT_TRACEBACK=1  show where an unexpected error came from
   NO_COLOR                  no colours
 """

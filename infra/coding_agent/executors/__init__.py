@@ -91,6 +91,12 @@ def give_back(spec: ExecutorSpec, run_id: str) -> None:
     _module(MODULES, spec).give_back(run_id)
 
 
+def shared(spec: ExecutorSpec) -> bool:
+    """Whether the executor is the same place from whichever machine it is used; this one is another on each."""
+    engine = str(spec.options.get("docker_host") or "")
+    return spec.type in LOGINS or (spec.type == "container" and bool(engine) and not engine.startswith("unix:"))
+
+
 def environment(specs: Iterable[ExecutorSpec]) -> dict[str, str]:
     """Return what the engine's plugins need in their environment for these executors; it is in no input or state.
 

@@ -57,7 +57,7 @@ def read(stack: str, asked: Asked, *, digest: str, image: str | None) -> Before:
     if not run_id:
         return Before(resources=resources, names=names)
     same = (id_before.get("digest"), id_before.get("image")) == (digest, image)
-    stays = same and not asked.rerun
+    stays = same and not asked.rerun and asked.run_id in ("", run_id)
     run = next((each for each in resources.get(_RUN, ()) if each.get("run_id") == run_id), None)
     return Before(run_id, stays, *_became(run_id, run), resources=resources, names=names)
 

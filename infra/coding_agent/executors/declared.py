@@ -24,6 +24,7 @@ class Asked:
     """What is asked of one update, beside what the files say."""
 
     rerun: bool = False  # run it again although nothing changed
+    run_id: str = ""  # the id that the run is to have; empty: the one it has, or any
     without_target: bool = False  # give back what was made for a run that could not be started
     passed_over: frozenset[str] = frozenset()  # what was refused when it was ordered before
     tried: Callable[[str, bool], None] = _forgotten  # is told what is ordered, and whether it stays without a run
