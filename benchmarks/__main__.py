@@ -37,6 +37,9 @@ BENCHMARKS: dict[str, Callable[[World, int], Report | list[Report]]] = {
     "ssh-from-afar": remote.from_afar,
     "hetzner-first-call": cloud.first_call,
     "queue": queue.waiting,
+    "queue-first-request": queue.first_request,
+    "queue-memory": queue.memory,
+    "queue-looking": queue.looking,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,6 +21,7 @@ from benchmarks.measure import Report, Series, side_by_side
 from benchmarks.world import LIMIT, World
 
 AWAY = 0.08  # seconds there and back
+PORT = 22_022
 TASK = "prompt: 'SCENARIO=text'\nexecutor: far\n"
 PLAYBOOK = """\
 - hosts: all
@@ -69,6 +70,13 @@ class Host:
         options = ["-F", "none", "-i", str(self.key), "-p", str(self.port), "-o", "IdentitiesOnly=yes"]
         known = ["-o", f"UserKnownHostsFile={self.known_hosts}", "-o", "BatchMode=yes"]
         return ["ssh", *options, *known, f"{getpass.getuser()}@{self.address}", command]
+
+
+@contextlib.contextmanager
+def nearby(world: World) -> Iterator[None]:
+    """Give the world an executor `far` on this machine, through an sshd of its own."""
+    with _host("127.0.0.1", PORT) as host, _far(world, host):
+        yield
 
 
 @contextlib.contextmanager
@@ -148,7 +156,7 @@ def first_up(world: World, times: int) -> Report:
     folder.mkdir(exist_ok=True)
     names = ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY")
     environment = {name: world.environment[name] for name in names}
-    with _host("127.0.0.1", 22_022) as host, _far(world, host):
+    with _host("127.0.0.1", PORT) as host, _far(world, host):
 
         def up() -> None:
             with ours.timing():

@@ -27,7 +27,8 @@ def _ticks(pid: int) -> int:
     return sum(int(field) for field in fields[11:15])
 
 
-def _pss(pid: int) -> float:
+def pss(pid: int) -> float:
+    """Return the memory of a process in MB, of what it shares its part."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
 
@@ -44,7 +45,7 @@ def cost(world: World, times: int) -> list[Report]:
         time.sleep(SPAN)
         used = (_ticks(pid) - before) / os.sysconf("SC_CLK_TCK")
         cpu.samples.append(used / (time.monotonic() - begun) * 100)
-        memory.samples.append(_pss(pid))
+        memory.samples.append(pss(pid))
     world.cli("destroy", "busy", "--yes")
     notes = ["all three watched limits are on; the short processes it starts (grep, mv, du) are counted"]
     return [

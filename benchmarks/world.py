@@ -29,6 +29,7 @@ class World:
     environment: dict[str, str]
     engine: Path
     claude: Path
+    api: MessagesApi
 
     def run(self, *argv: str, ok: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; raises when it ends with another exit code than those in `ok`."""
@@ -79,7 +80,7 @@ def world() -> Iterator[World]:
             "PATH": os.pathsep.join([str(pulumi.parent), str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
         project = home / "project"
-        made = World(home, project, environment, pulumi, program)
+        made = World(home, project, environment, pulumi, program, api)
         project.mkdir()
         config = home / ".config" / "openclaw"
         config.mkdir(parents=True)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,15 @@ class User:
     def record_dir(self, run_id: str) -> Path:
         """Return the folder of a run's record."""
         return self.home / ".local" / "state" / "coding-agent" / "runs" / run_id
+
+    def elsewhere(self, home: Path) -> User:
+        """Return the same user at another machine: another state folder, the same project."""
+        (home / ".config" / "openclaw").mkdir(parents=True)
+        moved = {name: each.replace(str(self.home), str(home)) for name, each in self.environment.items()}
+        other = replace(self, home=home, environment={**moved, "PULUMI_HOME": self.environment["PULUMI_HOME"]})
+        (home / ".cache").symlink_to(self.home / ".cache")
+        other.executors_file.write_text(self.executors_file.read_text())
+        return other
 
 
 def make_home(folder: Path, patch: pytest.MonkeyPatch) -> Path:

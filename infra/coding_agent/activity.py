@@ -47,6 +47,13 @@ class Init:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """The run was resumed: what follows is another attempt's. The supervisor writes it."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """The agent calls a tool."""
 
@@ -107,7 +114,7 @@ class Other:
     turn_id: str | None = None
 
 
-Event = Init | ToolCall | Text | ToolResult | Retry | Result | Other
+Event = Init | Attempt | ToolCall | Text | ToolResult | Retry | Result | Other
 
 
 def parse(line: bytes | str) -> tuple[Event, ...]:
@@ -130,6 +137,8 @@ def parse(line: bytes | str) -> tuple[Event, ...]:
             tools = tuple(tool for tool in _list(event.get("tools")) if isinstance(tool, str))
             version = _text(event.get("claude_code_version"))
             return (Init(_text(event.get("session_id")), _text(event.get("model")), tools, version),)
+        case {"type": "coding-agent", "subtype": "attempt"}:
+            return (Attempt(_whole(event.get("attempt")) or 0),)
         case {"type": "system", "subtype": "api_retry"}:
             status, error = _whole(event.get("error_status")), _text(event.get("error"))
             return (Retry(_whole(event.get("attempt")) or 0, _whole(event.get("max_retries")) or 0, status, error),)
@@ -152,6 +161,8 @@ def describe(event: Event) -> str | None:
     match event:
         case Init():
             return f"session {event.session_id}, {event.model}, Claude Code {event.version}"
+        case Attempt():
+            return f"attempt {event.number}"
         case ToolCall():
             return f"{event.name} {event.summary}".rstrip()
         case Text():
@@ -189,6 +200,8 @@ class Activity:
         match event:
             case Init():
                 self.session_id = event.session_id or self.session_id
+            case Attempt():
+                self.result = None
             case Result():
                 self.result = event
                 self.session_id = event.session_id or self.session_id

@@ -21,7 +21,7 @@ MCP_FILE_LIMIT = 1_000_000  # bytes
 _LONGEST = 366 * 86400.0  # seconds
 _LARGEST = 2**60  # bytes
 _SIZES = ("memory", "disk")
-_PLAIN = ("cpus", "pids")
+_PLAIN = ("cpus", "pids", "gpus")
 _CREDENTIALS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
 _OURS = ("CLAUDE_CONFIG_DIR", "IS_SANDBOX")
 
@@ -49,6 +49,7 @@ class Limits:
     memory: int | None = None
     disk: int | None = None
     pids: int | None = None
+    gpus: int | None = None  # not a limit alone: the run gets so many
     timeout: float = 7200.0  # of the whole run
     setup: float = 900.0  # all setup commands together
     first_event: float = 120.0  # until the agent's first sign of life

@@ -29,6 +29,7 @@ from typing import Any
 from coding_agent import dispatched, lifecycle, logs, records, worker
 from coding_agent.errors import CodingAgentError, InvalidInput, NotFound
 from coding_agent.records import Record
+from coding_agent.resume import check, checked_prompt, resume
 from coding_agent.run import Outputs, ProcessUsage, State
 from coding_agent.times import instant
 from coding_agent.work_queue import database, orders
@@ -68,6 +69,7 @@ class Task:
         """Make a handle; `dispatch` and `get_task` do."""
         assert record or entry
         self._record, self._entry = record, entry
+        self._attempt = 1  # of which `wait` says what the agent does
 
     def __repr__(self) -> str:
         state = self._record.outputs.status if self._record else self._entry.state if self._entry else ""
@@ -140,13 +142,15 @@ class Task:
         logs.logs(self._record, n=n, follow=False, raw=raw, debug=False, write=lines.append, say=_quiet, stop=stop)
         return [line.removesuffix("\n") for line in lines]
 
-    def wait(self, timeout: float | None = None, *, say: Say | None = None) -> Outputs:
-        """Wait until the task has ended, at most `timeout` seconds, and return its outputs.
+    def wait(
+        self, timeout: float | None = None, *, say: Say | None = None, stop: threading.Event | None = None
+    ) -> Outputs:
+        """Wait until the task has ended, at most `timeout` seconds or until `stop` is set, and return its outputs.
 
         A run that failed is no exception: its outputs say so. `say` receives what the agent does, line by line.
         Raises WaitTimeout.
         """
-        stop = threading.Event()
+        began, stop = time.monotonic(), stop or threading.Event()
         timer = threading.Timer(timeout, stop.set) if timeout is not None else None
         if timer:
             timer.daemon = True
@@ -155,7 +159,10 @@ class Task:
             while not (outputs := self.outputs).status.final and not stop.is_set():
                 record = self._record
                 if record is not None and not record.outputs.status.final:
-                    self._record = lifecycle.follow(record, say=say or _quiet, stop=stop, poll=FOLLOW_POLL)
+                    attempt = min(self._attempt, len(record.earlier) + 1)
+                    self._record = lifecycle.follow(
+                        record, say=say or _quiet, stop=stop, poll=FOLLOW_POLL, attempt=attempt
+                    )
                     if self._record.outputs.status is State.UNRESPONSIVE:
                         stop.wait(UNRESPONSIVE_POLL)  # its target did not answer: it may again
                 else:
@@ -165,7 +172,7 @@ class Task:
                 timer.cancel()
         if not outputs.status.final:
             raise WaitTimeout(
-                f"task {self.name} is still {outputs.status} after {timeout:g} s",
+                f"task {self.name} is still {outputs.status} after {time.monotonic() - began:.0f} s",
                 next_step="wait longer, or end it with kill()",
             )
         return outputs
@@ -179,6 +186,23 @@ class Task:
             self._record = lifecycle.kill(self._record, say=_quiet)
         if self._entry is not None:
             self.wait(END_LIMIT)
+
+    def resume(self, prompt: str | None = None, *, say: Say | None = None) -> None:
+        """Let an agent that has ended go on: its session, in its workspace, as the next attempt of the same run.
+
+        It is told `prompt`, or to go on. Turns and cost are then those of all attempts. A task of the queue waits for
+        room on its executor first. `say` receives lines about the start. Raises InvalidInput where it can't go on: a
+        command, a run that goes on or whose target is gone, a task that has changed.
+        """
+        checked_prompt(prompt)
+        outputs = self.outputs
+        if self._entry is not None:
+            if self._record is not None and self._entry.state.final:
+                check(self._record)
+            self._entry = orders.resume(self._entry, prompt, say or _quiet)
+        else:
+            self._record = resume(self._known, prompt=prompt, say=say or _quiet)
+        self._attempt = outputs.attempts + 1
 
     def cleanup(self, *, discard: bool = False) -> None:
         """End the run, bring its work back (unless `discard`), remove it from its executor, and its stack.
@@ -324,6 +348,25 @@ def dispatch(
     if isinstance(repo, str | Path):
         repo = Path(cwd or ".") / Path(repo).expanduser()
     order = orders.of_fields(_given(wanted), name=name, repo=repo)
+    order = orders.scheduled(order, priority=priority, not_before=not_before, retries=retries)
+    (entry,) = orders.put([order], say or _quiet)
+    return Task(entry=entry)
+
+
+def dispatch_file(
+    path: str | Path,
+    *,
+    priority: int = 0,
+    not_before: datetime | None = None,
+    retries: int | None = None,
+    say: Say | None = None,
+) -> Task:
+    """Put the task of a file in a project into the queue, as `coding-agent dispatch` does, and return.
+
+    Its stack is the project's; `dispatch` says what the other arguments mean. The same file, not changed since, is
+    adopted, not run twice. Raises InvalidFile with everything that is wrong with it, and what `dispatch` does.
+    """
+    order = orders.of_file(Path(path).expanduser())
     order = orders.scheduled(order, priority=priority, not_before=not_before, retries=retries)
     (entry,) = orders.put([order], say or _quiet)
     return Task(entry=entry)

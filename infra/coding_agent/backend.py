@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlparse
 
 from coding_agent.engine import Engine, find_or_install
 from coding_agent.errors import EngineMissing, InvalidInput
@@ -73,6 +74,29 @@ def backend(root: Path | None = None) -> Backend:
     if os.environ.get("PULUMI_ACCESS_TOKEN"):
         return Backend(None, "token", "PULUMI_ACCESS_TOKEN")
     return Backend(ours, "default", str(state_dir() / "backend"))
+
+
+def mend(root: Path) -> bool:
+    """Remove from a backend that is a folder what keeps the engine from reading a stack; return whether anything did.
+
+    Beside each of its files the engine (3.259) keeps what it calls attributes. It makes that file before it writes it,
+    so one that was killed in between leaves it empty, and whoever reads the stack afterwards fails with `EOF`. Without
+    the file it reads the stack.
+    """
+    url = urlparse(backend(root).url or "")
+    if url.scheme != "file":
+        return False
+    place = Path(unquote(url.path)) / ".pulumi"
+    broken = [each for name in ("stacks", "locks") for each in (place / name).rglob("*.attrs") if _is_empty(each)]
+    for each in broken:
+        each.unlink(missing_ok=True)
+    return bool(broken)
+
+
+def _is_empty(file: Path) -> bool:
+    with suppress(OSError):
+        return file.stat().st_size == 0
+    return False
 
 
 def shared(root: Path) -> str | None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coding_agent import credentials, records
+from coding_agent.executors import gpus
 from coding_agent.executors.base import Executor, Launch, Surroundings
 from coding_agent.task import STANDARD_TOOLS
 
 if TYPE_CHECKING:
+    from coding_agent.records import Record
     from coding_agent.repository import Packed
     from coding_agent.settings import ExecutorSpec, Settings
     from coding_agent.task import Task
@@ -63,11 +65,40 @@ def prepared(
             run_id=run_id,
             params=_params(task, packed, found),
             argv=argv,
-            environment=_environment(task, spec, found, run_dir),
+            environment=_environment(task, spec, found, run_dir, gpus.chosen(task)),
             secrets=values,
             files=files,
         )
         yield Prepared(launch, values, packed.head if packed else "")
+
+
+@contextmanager
+def resumed(
+    task: Task, record: Record, executor: Executor, settings: Settings, say: Callable[[str], None], *, prompt: str
+) -> Iterator[Prepared]:
+    """Prepare what lets an agent's run go on with its session: what is there of the repository and the files stays.
+
+    Raises `CredentialMissing`, `InvalidInput` and what `Executor.prepare` does.
+    """
+    values = {**credentials.agent_credential(settings, record.spec), **credentials.resolve(task.secrets, settings)}
+    found = executor.prepare(task, say)
+    assert found.program is not None
+    run_dir = executor.run_dir(record.run_id)
+    params = {**_params(task, None, found), "attempt": str(len(record.earlier) + 1)}
+    argv = (*_agent_argv(task, found.program, run_dir), f"--resume={record.outputs.session_id}")
+    own = {name: file for name, file in _files(task).items() if not name.startswith(("setup/", "files/"))}
+    yield Prepared(
+        Launch(
+            run_id=record.run_id,
+            params=params,
+            argv=argv,
+            environment=_environment(task, record.spec, found, run_dir, record.gpus),
+            secrets=values,
+            files={**own, "prompt.txt": (prompt.encode(), 0o600)},
+        ),
+        values,
+        record.base,
+    )
 
 
 def _params(task: Task, packed: Packed | None, found: Surroundings) -> dict[str, str]:
@@ -153,16 +184,20 @@ def _told_limits(found: Surroundings) -> dict[str, str]:
         "MEMORY": limits.memory,
         "CPUS": limits.cpus and f"{limits.cpus:g}",
         "PIDS": limits.pids,
+        "GPUS": limits.gpus,
         "DISK": limits.disk,
         "TIMEOUT": limits.timeout and round(limits.timeout),
     }
     return {f"CODING_AGENT_LIMIT_{name}": str(value) for name, value in told.items() if value}
 
 
-def _environment(task: Task, spec: ExecutorSpec, found: Surroundings, run_dir: str) -> dict[str, str]:
+def _environment(
+    task: Task, spec: ExecutorSpec, found: Surroundings, run_dir: str, indices: tuple[int, ...]
+) -> dict[str, str]:
     # Temporary files go when the run goes; tools that ignore TMPDIR are the exception.
     own = {"TMPDIR": f"{run_dir}/tmp", **_told_limits(found)}
     environment = {**found.environment, **own, **spec.options.get("env", {}), **task.env}
+    environment |= gpus.environment(spec, indices)  # last: what is another run's is not this one's to choose
     if task.prompt is None:
         return environment
     environment |= credentials.agent_environment()

@@ -24,6 +24,7 @@ from coding_agent.errors import (
     OnAnotherMachine,
     TargetGone,
 )
+from coding_agent.executors import gpus
 from coding_agent.executors.base import NOTHING_LEFT, UNREADABLE, Executor, Look
 from coding_agent.patience import Patience
 from coding_agent.records import Record
@@ -90,7 +91,7 @@ def start(
                     records.forget(run_id)
                     _release(record)
                     raise
-        return _begin(record, executor, say, stop or threading.Event())
+        return begin(record, executor, say, stop or threading.Event())
 
 
 def observe(record: Record, *, say: Say, collect: bool = True) -> Record:
@@ -127,10 +128,10 @@ def examine(record: Record, *, say: Say, collect: bool = True, use: bool = True)
     return (_given_back(record, say) if collect else record), used
 
 
-def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2) -> Record:
+def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2, attempt: int | None = None) -> Record:
     """Say what the agent does until the run has ended, or until `stop`; return the record as it is then.
 
-    `poll` is in seconds, between looks at the log.
+    `poll` is in seconds, between looks at the log. With `attempt` nothing is said of what was done before that one.
     """
     from coding_agent import logs
     from coding_agent.logs import Follower, Renderer
@@ -149,7 +150,8 @@ def follow(record: Record, *, say: Say, stop: threading.Event, poll: float = 0.2
             return record
         executor = stack.enter_context(contextlib.closing(reach(record)))
         name = executor.log_file(record.kind)
-        follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name)
+        offset = int(record.earlier[attempt - 2]["log_size"]) if attempt and attempt > 1 else 0
+        follower = Follower(record, executor, Renderer(name, outcome.screen(record)), name, offset=offset)
         stage, readable = "", time.monotonic()
         for look in _looks(record, executor, follower, tell, say, stop, poll):
             if look.meta and look.meta.stage != stage:
@@ -310,8 +312,10 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, 
         labels=task.labels,
         secrets=dict.fromkeys(task.secrets, ""),
         artifacts=task.artifacts,
+        file=str(task.source.absolute()),
         digest=task.digest,
         image=executors.image(spec, task) or "",
+        gpus=gpus.chosen(task),
         branch=task.branch,
         lands=task.repo is not None and task.repo.path,
         place=dict(executor.place),
@@ -319,7 +323,8 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, 
     )
 
 
-def _begin(record: Record, executor: Executor, say: Say, stop: threading.Event) -> Record:
+def begin(record: Record, executor: Executor, say: Say, stop: threading.Event) -> Record:
+    """Wait until the agent of a run that was started has begun, or until `stop`; return the record as it is then."""
     stage = ""
     for _ in _rounds(stop, BEGIN_POLL):
         try:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from coding_agent import outcome, records
-from coding_agent.activity import Activity, Init, Result, describe
+from coding_agent.activity import Activity, Attempt, Init, Result, describe
 from coding_agent.credentials import Redactor
 from coding_agent.errors import ConnectionBroken, NotFound, TargetGone
 from coding_agent.executors.base import CHUNK, Executor
@@ -37,9 +37,10 @@ class Renderer:
         shown: list[str] = []
         for line in lines:
             for event in self._activity.feed([line]):
-                self.result_seen = self.result_seen or isinstance(event, Result)
+                if isinstance(event, Result | Attempt):
+                    self.result_seen = isinstance(event, Result)
                 if text := describe(event):
-                    turn = "" if isinstance(event, Result | Init) else f"turn {self._activity.turns}: "
+                    turn = "" if isinstance(event, Result | Init | Attempt) else f"turn {self._activity.turns}: "
                     # Cut last: half a secret would not be recognised any more.
                     shown.append(one_line(self.screen.text(turn + text), SHOWN))
         return shown
@@ -48,10 +49,11 @@ class Renderer:
 class Follower:
     """Read what a log grows by; each line once, half lines when they are whole."""
 
-    def __init__(self, record: Record, executor: Executor, renderer: Renderer, name: str) -> None:
+    def __init__(self, record: Record, executor: Executor, renderer: Renderer, name: str, *, offset: int = 0) -> None:
+        """`offset` is where in the log to begin, in bytes."""
         self._run_id, self._executor, self._name = record.run_id, executor, name
         self.renderer = renderer
-        self._offset = 0
+        self._offset = offset
         self._rest = b""
 
     def new_lines(self, *, last: bool = False) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ def measure(record: Record, look: Look, log: bytes, whole: bool, screen: Screen,
         # All of it, and cut afterwards: a value of several lines is not recognised by its last ones.
         shown = screen.text(b"\n".join(lines).decode("utf-8", "replace"))
         return replace(outputs, log_tail="\n".join(shown.split("\n")[-TAIL_LINES - 1 :])[-_LONGEST:])
-    return _from_stream(outputs, lines, screen)
+    return _from_stream(outputs, record.earlier[: outputs.attempts - 1], lines, screen)
 
 
 def described(lines: Iterable[bytes]) -> list[str]:
@@ -134,14 +134,17 @@ def _from_meta(outputs: Outputs, record: Record, meta: Meta, screen: Screen) -> 
         if at is not None:
             # Differences of the target's clock alone, put behind what the controller measured before.
             timeline[stage] = round(record.target_ready + max(0.0, at - meta.created_at), 3)
+    earlier = record.earlier[: meta.attempt - 1]
+    began = next((each["started_at"] for each in earlier if each["started_at"]), None)
     return replace(
         outputs,
+        attempts=meta.attempt,
         detail=screen.text(meta.detail) or None,
         exit_code=meta.exit_code,
         pid=meta.pid or None,
         session_id=screen.name(meta.session_id, _SESSION) or None,
-        num_turns=meta.num_turns,
-        started_at=_rfc3339(meta.started_at),
+        num_turns=_sum(earlier, "num_turns") + meta.num_turns,
+        started_at=began or _rfc3339(meta.started_at),
         finished_at=_rfc3339(meta.finished_at),
         limit_hits=tuple(
             {**hit, "limit": screen.name(str(hit["limit"])), "detail": screen.text(str(hit["detail"]))}
@@ -151,7 +154,11 @@ def _from_meta(outputs: Outputs, record: Record, meta: Meta, screen: Screen) -> 
     )
 
 
-def _from_stream(outputs: Outputs, lines: list[bytes], screen: Screen) -> Outputs:
+def _sum(earlier: Iterable[Mapping[str, Any]], name: str) -> int:
+    return sum(int(each[name] or 0) for each in earlier)
+
+
+def _from_stream(outputs: Outputs, earlier: Iterable[Mapping[str, Any]], lines: list[bytes], screen: Screen) -> Outputs:
     activity = Activity()
     activity.feed(lines)
     result = activity.result
@@ -171,8 +178,8 @@ def _from_stream(outputs: Outputs, lines: list[bytes], screen: Screen) -> Output
     failed = outputs.status is State.FAILED and result.is_error
     return replace(
         outputs,
-        agent_num_turns=result.num_turns,
-        cost_usd=result.cost_usd,
+        agent_num_turns=None if result.num_turns is None else _sum(earlier, "agent_num_turns") + result.num_turns,
+        cost_usd=result.cost_usd,  # Claude Code adds up those of a session
         result=said,
         permission_denials=denials,
         detail=outputs.detail or (said[:2000] if failed and said else None),

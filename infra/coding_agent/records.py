@@ -42,6 +42,7 @@ class Record:
     root: str  # the folder of the user's project on this machine
     executor: Mapping[str, Any]  # the executor's specification, as in the executors file
     outputs: Outputs
+    file: str = ""  # the task's, on this machine; empty: of a version that did not keep it
     kind: str = "agent"
     description: str = ""
     labels: tuple[str, ...] = ()
@@ -49,12 +50,15 @@ class Record:
     artifacts: tuple[str, ...] = ()
     digest: str = ""  # of the task's content; empty: of a version that did not keep it
     image: str = ""  # what its target is made of
+    gpus: tuple[int, ...] = ()  # indices of those that the run has
     branch: str = ""
     lands: bool = False  # the agent's commits belong into the repository at `root`
     base: str = ""  # the commit the agent began with
     place: Mapping[str, Any] = field(default_factory=dict)  # what finds the target again (see Executor.place)
     created_at: float = 0.0  # controller's clock, seconds since the epoch
     target_ready: float = 0.0  # seconds from the beginning until the target could start the run
+    # Of each attempt but the last: what its outputs said of turns and cost, and how long the log was, in bytes.
+    earlier: tuple[Mapping[str, Any], ...] = ()
     cpu_seen: tuple[int, float] = (0, 0.0)  # ticks and the target's uptime at the last look
     collected: bool = False  # nothing worth keeping is on the target alone
     removed: bool = False  # nothing is left on the target
@@ -114,8 +118,9 @@ def of_plain(plain: Mapping[str, Any]) -> Record:
     """Return the record that `to_plain` made `plain` of. Raises `KeyError` or `TypeError` for anything else."""
     known = {f.name for f in fields(Record)}
     values = {name: value for name, value in plain.items() if name in known}
-    for name in ("labels", "artifacts", "cpu_seen"):
-        values[name] = tuple(values[name])
+    for name in ("labels", "artifacts", "cpu_seen", "earlier", "gpus"):
+        if name in values:
+            values[name] = tuple(values[name])
     return Record(**{**values, "outputs": outputs_from(plain["outputs"])})
 
 

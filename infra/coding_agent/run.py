@@ -56,6 +56,7 @@ class Outputs:
     exit_code: int | None = None
     pid: int | None = None
     session_id: str | None = None
+    attempts: int = 1  # 1, and one more each time that it was resumed; turns and cost are of all of them
     num_turns: int = 0  # model calls: distinct top-level assistant message ids
     agent_num_turns: int | None = None  # Claude Code's own count
     cost_usd: float | None = None
@@ -88,7 +89,7 @@ def outputs_from(plain: Mapping[str, Any]) -> Outputs:
     values = {name: value for name, value in plain.items() if name in known}
     for name in ("permission_denials", "limit_hits", "activity", "notices"):
         values[name] = tuple(values.get(name) or ())
-    for name in ("exit_code", "pid", "num_turns", "agent_num_turns"):
+    for name in ("exit_code", "pid", "attempts", "num_turns", "agent_num_turns"):
         # An engine's numbers are all floating point.
         if values.get(name) is not None:
             values[name] = int(values[name])

@@ -19,15 +19,19 @@ _FILES = (
     ("infra/.gitignore", "template/gitignore-infra.txt", 0o644),
     ("stacks/.gitignore", "template/gitignore-stacks.txt", 0o644),
 )
+_GITHUB = (
+    (".github/workflows/coding-agent.yml", "template/workflow.yml", 0o644),
+    (".github/coding-agent.yaml", "template/executors.yaml", 0o644),
+)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
-def scaffold(root: Path, project_name: str | None = None) -> list[Path]:
+def scaffold(root: Path, project_name: str | None = None, *, github: bool = False) -> list[Path]:
     """Make `root` a project and return the files that were made; what is there already stays as it is.
 
     Without `project_name` the project gets the folder's, and something that makes it unique: two projects of one name
-    on one backend would share their stacks. Raises `InvalidInput` for a name that the engine refuses, and where a file
-    can't be written.
+    on one backend would share their stacks. With `github` a workflow of GitHub Actions is made, too. Raises
+    `InvalidInput` for a name that the engine refuses, and where a file can't be written.
     """
     if project_name is not None and not _NAME.fullmatch(project_name):
         raise InvalidInput(
@@ -36,7 +40,7 @@ def scaffold(root: Path, project_name: str | None = None) -> list[Path]:
         )
     name = project_name or _unique_name(root)
     made = []
-    for place, source, mode in _FILES:
+    for place, source, mode in (*_FILES, *(_GITHUB if github else ())):
         path = root / place
         text = (_HERE / source).read_text(encoding="utf-8")
         if place == "Pulumi.yaml":

@@ -101,8 +101,8 @@ class Settings:
         if task.executor is not None:
             return self.executor(task.executor)
         if not task.labels:
-            return self.executor(self.defaults.executor or BUILT_IN)
-        found = self.carrying(task.labels)
+            return self.executor(self.usual)
+        found = self.carrying(task.labels, task.limits.gpus or 0)
         if found is None:
             raise NotFound(
                 f"no executor carries all of {', '.join(task.labels)}",
@@ -110,10 +110,17 @@ class Settings:
             )
         return found
 
-    def carrying(self, labels: Iterable[str]) -> ExecutorSpec | None:
-        """Return the first executor that carries all labels."""
+    @property
+    def usual(self) -> str:
+        """The name of the executor of a task that says nothing about it."""
+        return self.defaults.executor or BUILT_IN
+
+    def carrying(self, labels: Iterable[str], gpus: int = 0) -> ExecutorSpec | None:
+        """Return the first executor that carries all labels and has so many GPUs."""
+        from coding_agent.executors.gpus import refusal
+
         wanted = set(labels)
-        return next((each for each in self.executors if wanted <= set(each.labels)), None)
+        return next((each for each in self.executors if wanted <= set(each.labels) and not refusal(each, gpus)), None)
 
     def _advice(self, name: str) -> str:
         from coding_agent.schema import nearest

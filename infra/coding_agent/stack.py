@@ -40,6 +40,7 @@ _SALT = re.compile(rb"(?m)^encryptionsalt:.*\n?")
 _PENDING = "pending operations from previous deployment"  # the engine's advice about them is not for us
 # Only we get plugins; what works on a state alone may need some that no program asks for, in the state's versions.
 _LACKED_PLUGIN = re.compile(r"no resource plugin 'pulumi-resource-([\w-]+)' found .* at version v([\w.+-]+)")
+_UNREADABLE = "EOF"  # what the engine says of a file that `backend.mend` removes
 _IN_USE = "last state: 'in_use'"  # how pulumi-docker says that it waited for a volume in vain
 _VOLUME_USED = (
     "remove the container that still uses the volume (`docker ps --all --format '{{.Names}}: {{.Mounts}}'` shows "
@@ -113,10 +114,13 @@ def known(root: Path, progress: Say) -> frozenset[tuple[str, str]]:
     """Return project and name of all stacks in the backend that the project at `root` has. Raises `EngineFailed`."""
     project, found = open_project(root), engine.find_or_install(progress)
     environment = backend.environment(project.root, engine=found, progress=progress)
+    listing = partial(Command(found).run, ["stack", "ls", "--all", "--json"], str(project.work), environment)
     try:
-        said = Command(found).run(["stack", "ls", "--all", "--json"], str(project.work), environment)
+        said = listing()
     except failures.CommandError as error:
-        raise EngineFailed(_complaint(error)) from error
+        if not (_UNREADABLE in str(error) and backend.mend(project.root)):
+            raise EngineFailed(_complaint(error)) from error
+        said = listing()
     names = (str(each["name"]).split("/") for each in json.loads(said.stdout or "[]"))
     # ORGANIZATION/PROJECT/STACK, or the last alone for one of this project.
     return frozenset((each[-2] if len(each) > 1 else project.name, each[-1]) for each in names)
@@ -302,6 +306,9 @@ class Stack:
                 locked += 1
                 heard.errors.clear()
             except failures.CommandError as error:
+                if _UNREADABLE in "\n".join((str(error), *heard.errors)) and backend.mend(self.project.root):
+                    heard.errors.clear()
+                    continue
                 lacked = set(_LACKED_PLUGIN.findall("\n".join(heard.errors))) - got
                 if not lacked:
                     raise self._failure(heard, error) from error

@@ -88,16 +88,17 @@ def sweep(olds: Values, *, everything: bool) -> None:
 
 
 def _find(run_id: str, olds: Values) -> Record:
-    """Return the record of a run, rebuilt from the state where this machine has none."""
+    """Return the record of a run, rebuilt from the state where this machine has none, or resumed on another since."""
     known = records.load(run_id)
-    if known is not None:
-        return known
     try:
         plain = json.loads(olds["record"])
-        for name in ("labels", "artifacts"):
+        for name in ("labels", "artifacts", "earlier", "gpus"):
             plain[name] = tuple(plain.get(name) or ())
         names = {each.name for each in fields(Record)}
         values = {name: value for name, value in plain.items() if name in names}
-        return Record(**values, outputs=outputs_from(olds["outputs"]))
+        kept = Record(**values, outputs=outputs_from(olds["outputs"]))
     except (KeyError, TypeError, ValueError) as error:
+        if known is not None:
+            return known
         raise InvalidInput(f"the stack's state has no readable record of run {run_id}") from error
+    return kept if known is None or len(kept.earlier) > len(known.earlier) else known

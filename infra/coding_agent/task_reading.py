@@ -9,6 +9,7 @@ from coding_agent import schema
 from coding_agent.agent_settings import Agent, Limits, read_agent, read_environment, read_limits
 from coding_agent.container_options import contradictions
 from coding_agent.document import Document, FieldPath, quoted
+from coding_agent.executors import gpus
 from coding_agent.git_names import wrong_address, wrong_ref
 from coding_agent.inline_executor import forbidden
 from coding_agent.near_files import NearFiles, leaving, normal, project_root
@@ -126,6 +127,7 @@ class _Reading:
         self._check_inline(self.data.get("executor"))
         value = self._get("executor", None)
         if isinstance(value, dict):
+            self._check_gpus(spec(value))
             return spec(value)
         if self.settings is None:
             return value if isinstance(value, str) else None
@@ -133,10 +135,27 @@ class _Reading:
         labels = self._get("labels", ())
         if isinstance(value, str) and value not in names:
             self._say(("executor",), f"there is no executor {quoted(value)}; {schema.nearest(value, names)}")
-        if "executor" not in self.data and labels and self.settings.carrying(labels) is None:
-            message = f"no executor carries all of {', '.join(labels)}; name one with `executor:`, or use fewer labels"
-            self._say(("labels",), message)
+        elif isinstance(value, str):
+            self._check_gpus(self.settings.executor(value))
+        elif "executor" not in self.data and not labels:
+            self._check_gpus(self.settings.executor(self.settings.usual))
+        if "executor" not in self.data and labels:
+            carrying = self.settings.carrying(labels)
+            if carrying is None:
+                advice = "name one with `executor:`, or use fewer labels"
+                self._say(("labels",), f"no executor carries all of {', '.join(labels)}; {advice}")
+            elif self.settings.carrying(labels, self._gpus()) is None:
+                self._check_gpus(carrying)
         return value if isinstance(value, str) else None
+
+    def _gpus(self) -> int:
+        said = (self.data.get("limits") if self.document.sound(("limits",)) else None) or {}
+        wanted = said.get("gpus", self.defaults.limits.get("gpus"))
+        return wanted if isinstance(wanted, int) else 0
+
+    def _check_gpus(self, chosen: ExecutorSpec) -> None:
+        if refused := gpus.refusal(chosen, self._gpus()):
+            self._say(("limits", "gpus"), "; ".join(refused))
 
     def _check_inline(self, value: Any) -> None:
         # Without a type nothing has been checked: its fields may be anything.

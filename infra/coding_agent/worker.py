@@ -45,6 +45,7 @@ class Worker:
         self._seen: object = None  # of the executors file, when it was last read
         self._serves: list[str] = []
         self._busy_at = time.monotonic()
+        self._away = False  # the database
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop`, or until there has been nothing to do for long enough. Raises what keeps it from that."""
@@ -61,7 +62,9 @@ class Worker:
                 except DatabaseUnavailable as error:
                     if "newer version" in error.message:
                         raise
-                    self._say(f"{error.message}; the agents go on, trying again")
+                    if not self._away:
+                        self._say(f"{error.message}; the agents go on, trying again")
+                    self._away = True
                     stop.wait(_AWAY_POLL)
         finally:
             self._leave()
@@ -72,6 +75,9 @@ class Worker:
             if time.monotonic() - signed > SIGN_POLL:
                 self._register_anew()
                 self._queue.alive(self.id)
+                if self._away:
+                    self._say("the queue's database answers again")
+                self._away = False
                 for entry in self._queue.take_over(self.id):
                     if entry.id not in self._attendants:
                         self._say(f"{entry.name}: going on with it")

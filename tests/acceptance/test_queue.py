@@ -29,7 +29,10 @@ def test_slots_are_never_exceeded(user: User) -> None:
     local_executors(user, a=1, b=2, c=3)
     log = user.home / "log"
     with working(user), working(user, name="second"):
-        _dispatch(user, *[f"command={noted('sleep 1')!r}, labels={{'any'}}, name='t{n}'" for n in range(12)])
+        work = noted(HOLD.format(user.home))
+        _dispatch(user, *[f"command={work!r}, labels={{'any'}}, name='t{n}'" for n in range(12)])
+        until(lambda: log.exists() and log.read_text().count("begin") == 6)
+        (user.home / "go").touch()
         until(lambda: all_ended(user, 12), limit=200)
     found = entries(user)
     assert {each["state"] for each in found.values()} == {"succeeded"}

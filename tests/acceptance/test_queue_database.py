@@ -39,23 +39,12 @@ def team(user: User, server: Postgres) -> User:
     return dataclasses.replace(user, environment={**user.environment, database.URL: server.url})
 
 
-def _another(user: User, folder: Path) -> User:
-    """Return the same user at another machine: another state folder, the same project."""
-    home = folder / "other-home"
-    (home / ".config" / "openclaw").mkdir(parents=True)
-    moved = {name: each.replace(str(user.home), str(home)) for name, each in user.environment.items()}
-    other = dataclasses.replace(user, home=home, environment={**moved, "PULUMI_HOME": user.environment["PULUMI_HOME"]})
-    (home / ".cache").symlink_to(user.home / ".cache")
-    other.executors_file.write_text(user.executors_file.read_text())
-    return other
-
-
 def test_two_machines_and_one_queue(crib: User, server: Postgres, tmp_path: Path) -> None:
     """A task that one machine dispatched is seen, followed and killed from another that shares the database."""
     with psycopg.connect(server.url) as connection:
         connection.execute("DROP SCHEMA IF EXISTS coding_agent CASCADE")
     here = dataclasses.replace(crib, environment={**crib.environment, database.URL: server.url})
-    there = _another(here, tmp_path)
+    there = here.elsewhere(tmp_path / "other-home")
     here.job(command="echo begun; sleep 600", executor="crib")
     try:
         with working(here):
@@ -87,7 +76,7 @@ def test_a_machine_that_is_gone(crib: User, server: Postgres, tmp_path: Path) ->
         "PULUMI_CONFIG_PASSPHRASE": "of both",
     }
     here = dataclasses.replace(crib, environment={**crib.environment, **shared})
-    there = _another(here, tmp_path)
+    there = here.elsewhere(tmp_path / "other-home")
     work = "echo once; sleep 600"
     try:
         with working(here) as first:
@@ -132,6 +121,8 @@ def test_a_database_that_is_away(team: User, server: Postgres) -> None:
         finally:
             server.start()
         until(lambda: all_ended(team, 3), limit=120)
+    said = (team.home / "worker.log").read_text()
+    assert said.count("the agents go on, trying again") == said.count("answers again") == 1
     assert {each["state"] for each in entries(team).values()} == {"succeeded"}
     assert sorted((team.home / "log").read_text().split()) == ["ends", "waits"]
     assert len(team.api.prompts()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import doctest
 import os
 import re
@@ -16,9 +17,10 @@ from typing import Any
 import pytest
 
 import coding_agent
-from coding_agent import api, dispatch, get_task, records
+from coding_agent import aio, api, dispatch, dispatch_file, get_task, records
 from coding_agent.errors import CredentialMissing, InvalidInput, NotFound
-from coding_agent.run import State
+from coding_agent.run import Outputs, State
+from coding_agent.scaffold import scaffold
 from fakes.messages_api import MessagesApi
 from fakes.scenarios import scenario
 from waiting import until
@@ -67,9 +69,9 @@ def dispatching(
 
 def test_the_examples_in_the_documentation_run(messages_api: MessagesApi) -> None:
     """Every example in the docstrings of the public interface runs and shows what it says."""
-    found = doctest.testmod(api)
-    assert found.attempted > 10
-    assert found.failed == 0
+    found, awaited = doctest.testmod(api), doctest.testmod(aio)
+    assert (found.attempted > 10, awaited.attempted) == (True, 4)
+    assert (found.failed, awaited.failed) == (0, 0)
 
 
 def test_the_snippet_runs_as_written(home: Path, messages_api: MessagesApi, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,6 +98,53 @@ def test_the_snippet_runs_as_written(home: Path, messages_api: MessagesApi, caps
     assert "['Bash" in shown.splitlines()[-1]
     assert names["task"].outputs.status is State.SUCCEEDED
     assert names["task"].outputs.executor == "crib"
+
+
+def test_hundreds_can_be_awaited_at_once() -> None:
+    """Coroutines that wait hold up neither each other nor the loop; one that is cancelled ends, its task goes on."""
+
+    async def everything() -> None:
+        said: list[str] = []
+        task = await aio.dispatch(command="echo hello; sleep 600", executor="local", say=said.append)
+        waiting = [asyncio.ensure_future(task.wait(say=said.append)) for _ in range(100)]
+        until_said = asyncio.get_running_loop().time() + LIMIT
+        while said.count("hello") < 100:
+            assert asyncio.get_running_loop().time() < until_said
+            await asyncio.sleep(0.05)
+        assert await task.running()
+        assert (await task.status()).state is State.RUNNING
+        waiting[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        with pytest.raises(api.WaitTimeout):
+            await task.wait(0.1)
+        assert await (await aio.get_task(task.id)).running()
+        await task.kill()
+        assert {outputs.status for outputs in await asyncio.gather(*waiting[1:])} == {State.KILLED}
+        assert (await task.logs())[0] == "hello"
+        await task.cleanup()
+
+    asyncio.run(everything())
+
+
+def test_a_file_is_dispatched_once_until_it_changes(tmp_path: Path) -> None:
+    """A task file of a project is dispatched under the project's stack; again it is adopted; bad ones are refused."""
+    scaffold(tmp_path / "shop")
+    file = tmp_path / "shop" / "tasks" / "job.yaml"
+    file.write_text("command: echo $CODING_AGENT_TASK_START made\nexecutor: local\n")
+    task = dispatch_file(file, priority=3)
+    assert task.wait(LIMIT).status is State.SUCCEEDED
+    assert task.name == "job"
+    assert dispatch_file(str(file)).id == task.id
+    assert asyncio.run(_outputs(file)).run_id == task.outputs.run_id
+    file.write_text("comand: true\n")
+    with pytest.raises(InvalidInput, match="comand"):
+        dispatch_file(file)
+    task.cleanup()
+
+
+async def _outputs(file: Path) -> Outputs:
+    return await (await aio.dispatch_file(file)).outputs()
 
 
 def test_labels_choose_the_executor(home: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from coding_agent import lifecycle, locks, records
+from coding_agent import lifecycle, locks, records, stack
 from coding_agent.errors import CredentialMissing, InvalidInput, NotFound, StackLocked
+from coding_agent.paths import state_dir
 from coding_agent.records import Record
 from coding_agent.run import State
 from projects import Workplace
@@ -261,6 +262,20 @@ def test_the_timeout_of_a_running_run_changes_in_place(workplace: Workplace) -> 
     assert workplace.up()["status"] == "timed_out"
     workplace.task(command=ENDLESS, limits={"timeout": "2h"})
     assert _same(workplace)
+
+
+def test_what_a_killed_engine_left_half_written_is_mended(workplace: Workplace) -> None:
+    """An engine that was killed while it noted a state's attributes keeps nobody from the stack afterwards."""
+    workplace.task()
+    first = workplace.up()
+    (attributes,) = (state_dir() / "backend").rglob("stacks/**/job.json.attrs")
+    attributes.write_bytes(b"")
+
+    assert workplace.up()["run_id"] == first["run_id"]
+
+    attributes.write_bytes(b"")
+    assert len(stack.known(workplace.root, workplace.said.append)) == 1
+    assert workplace.stack().outputs()["run_id"] == first["run_id"]
 
 
 def test_a_run_that_is_lost_is_reported_and_not_repeated(workplace: Workplace, home: Path) -> None:

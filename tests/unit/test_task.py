@@ -48,7 +48,7 @@ agent:
   mcp_config: {mcpServers: {db: {command: db}}}
   debug: true
 limits:
-  {cpus: 2, memory: 2GiB, disk: 10 GB, pids: 512, timeout: 1h30m, setup: 5m, first_event: 90s, idle: 10m,
+  {cpus: 2, memory: 2GiB, disk: 10 GB, pids: 512, gpus: 2, timeout: 1h30m, setup: 5m, first_event: 90s, idle: 10m,
    linger: 2s, grace: 1.5s}
 artifacts: [target/*.log, "./**/report.xml"]
 wait: false
@@ -66,7 +66,7 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
-CRIB = Settings(executors=(ExecutorSpec("crib", "ssh", ("rust",)), ExecutorSpec("local", "local")))
+CRIB = Settings(executors=(ExecutorSpec("crib", "ssh", ("rust",), options={"gpus": 2}), ExecutorSpec("local", "local")))
 
 
 def load(project: Path, text: str, settings: Settings | None = CRIB, name: str = "fix") -> task.Task:
@@ -110,7 +110,7 @@ def test_every_field(project: Path) -> None:
             mcp_config='{"mcpServers": {"db": {"command": "db"}}}',
             debug=True,
         ),
-        limits=Limits(2.0, 2 * 2**30, 10 * 10**9, 512, 5400.0, 300.0, 90.0, 600.0, 2.0, 1.5),
+        limits=Limits(2.0, 2 * 2**30, 10 * 10**9, 512, 2, 5400.0, 300.0, 90.0, 600.0, 2.0, 1.5),
         artifacts=("target/*.log", "**/report.xml"),
         wait=False,
         source=project / "tasks" / "fix.yaml",

@@ -19,17 +19,22 @@ if TYPE_CHECKING:
     from coding_agent.settings import ExecutorSpec, Settings
 
 
-@command("init", examples=["init", "init ~/work/shop", "init --name shop"], codes=[(0, "the project is there"), 2])
+@command(
+    "init",
+    examples=["init", "init ~/work/shop", "init --name shop", "init --github"],
+    codes=[(0, "the project is there"), 2],
+)
 @click.argument("folder", metavar="[DIR]", type=click.Path(file_okay=False, path_type=Path), default=Path())
 @click.option("--name", help="The Pulumi project's name  [default: the folder's, and something that makes it unique]")
+@click.option("--github", is_flag=True, help="Make a workflow for GitHub Actions, too, which says what it needs.")
 @json_option
-def init_command(folder: Path, name: str | None, as_json: bool) -> int:
+def init_command(folder: Path, name: str | None, github: bool, as_json: bool) -> int:
     """Make a project in DIR (default: here). A file that is there already stays as it is."""
     from coding_agent import scaffold
 
     screen = Screen(as_json=as_json)
     root = folder.resolve()
-    made = scaffold.scaffold(root, name)
+    made = scaffold.scaffold(root, name, github=github)
     if as_json:
         screen.data({"root": str(root), "made": [str(path) for path in made]})
         return 0
@@ -39,6 +44,8 @@ def init_command(folder: Path, name: str | None, as_json: bool) -> int:
         screen.say("everything was there already")
     where = "" if root == Path.cwd() else f"cd {folder} && "
     screen.say("next:")
+    if github:
+        screen.say("  .github/workflows/coding-agent.yml    # says at its top which settings the repository needs")
     screen.say(f"  {where}coding-agent doctor        # is everything here?")
     screen.say(f"  {where}coding-agent up example    # run the example task")
     return 0

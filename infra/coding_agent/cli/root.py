@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Mapping[str, Entry]] = {
         "status": Entry("look", "Show how a run is doing."),
         "logs": Entry("look", "Show what the agent did, line by line."),
         "kill": Entry("end", "End a run's agent; its results stay."),
+        "resume": Entry("resume", "Let an agent that has ended go on where it stopped."),
         "collect": Entry("end", "Bring back what an ended run made."),
         "destroy": Entry("end", "End a run and leave nothing behind but its results."),
     },

@@ -106,6 +106,8 @@ def next_steps(record: Record) -> Sequence[str]:
             f"coding-agent destroy {name}    # end it and clean up",
         )
     steps = [f"coding-agent logs {name}       # what it did", f"coding-agent destroy {name}    # clean up"]
+    if record.kind == "agent" and record.outputs.session_id and not record.removed:
+        steps.insert(1, f"coding-agent resume {name}     # let it go on where it stopped")
     if record.outputs.branch:
         steps.insert(0, f"git log -p ..{record.outputs.branch}    # its commits")
     return steps
@@ -150,7 +152,9 @@ def _turns(record: Record) -> str:
     if record.kind != "agent":
         return ""
     own = outputs.agent_num_turns
-    return str(outputs.num_turns) + (f" (Claude Code counts {own})" if own not in (None, outputs.num_turns) else "")
+    attempts = f" in {outputs.attempts} attempts" if outputs.attempts > 1 else ""
+    counted = f" (Claude Code counts {own})" if own not in (None, outputs.num_turns) else ""
+    return f"{outputs.num_turns}{attempts}{counted}"
 
 
 def _denial(denial: Any) -> str:

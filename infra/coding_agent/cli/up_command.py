@@ -6,19 +6,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from coding_agent.cli import names, summary
+from coding_agent.cli import following, names, summary
 from coding_agent.cli.options import command, json_option, task_argument
 from coding_agent.cli.screen import Screen
-from coding_agent.cli.signals import INTERRUPTED, stopping
-from coding_agent.errors import CodingAgentError
+from coding_agent.cli.signals import INTERRUPTED
 from coding_agent.executors.base import TARGET_GONE
 
 if TYPE_CHECKING:
-    from coding_agent.records import Record
     from coding_agent.stack import Stack
     from coding_agent.task import Task
 
@@ -51,22 +49,22 @@ def up_command(task: str, detach: bool, rerun: bool, refresh: bool, as_json: boo
     try:
         with screen.working(f"{loaded.name}: preparing") as say:
             stack = _stack(loaded, say)
-            run = _record(stack.up(wait=False, rerun=rerun, refresh=refresh, say=say))
+            run = following.record(stack.up(wait=False, rerun=rerun, refresh=refresh, say=say))
     except KeyboardInterrupt:
         return _interrupted(screen, loaded)
     if detach or (not loaded.wait and not run.outputs.status.final):
-        return _detached(screen, run)
+        return following.detached(screen, run)
     ended, fresh, interrupted = run.outputs.status.final, run.created_at >= begun, False
     if not ended or fresh:  # a quick one may have ended already: what it did is shown all the same
-        run, interrupted = _follow(screen, run)
+        run, interrupted = following.follow(screen, run)
     elif not as_json:
         screen.say(f"nothing changed: the run of {summary.age(run)} ago stands; --rerun makes another")
     # Where its target is gone, a refresh would find that out, and the next `up` make another and run the task again.
     known = ended and not (fresh and run.removed)  # of one that was given back the stack has still all
     if run.outputs.status.final and not known and run.outputs.reason != TARGET_GONE:
-        _refresh(screen, stack, run)
+        following.refresh(screen, stack, run)
         run = names.record(run.run_id)
-    return _finish(screen, run, interrupted=interrupted)
+    return following.finish(screen, run, interrupted=interrupted)
 
 
 @command("preview", examples=["preview fix-build"], codes=[(0, "the preview worked, whatever it shows"), 2, 3, 4])
@@ -101,78 +99,13 @@ def _stack(task: Task, say: Callable[[str], None]) -> Stack:
     return stack.open_stack(task.root, task.name, task_file=task.source, progress=say)
 
 
-def _record(outputs: dict[str, Any]) -> Record:
-    from coding_agent import records
-
-    run_id = str(outputs.get("run_id", ""))
-    found = records.load(run_id) if run_id else None
-    if found is None:
-        raise CodingAgentError(
-            f"the run {run_id or 'of this stack'} is not known on this machine",
-            next_step="`coding-agent up` once more reads it anew; `coding-agent doctor` says what is missing here",
-        )
-    return found
-
-
-def _follow(screen: Screen, run: Record) -> tuple[Record, bool]:
-    """Show what the agent does; return the run as it is then, and whether Ctrl-C ended the following."""
-    from coding_agent import lifecycle
-
-    screen.say(f"{run.stack}: run {run.run_id} on {run.outputs.executor}; Ctrl-C stops following, not the agent")
-    with stopping() as stop:
-        run = lifecycle.follow(run, say=screen.say, stop=stop)
-        return run, stop.is_set() and not run.outputs.status.final
-
-
-def _refresh(screen: Screen, stack: Stack, run: Record) -> None:
-    """Let the stack say how the run ended: it still says what was true when the agent started."""
-    from coding_agent import executors
-
-    try:
-        if executors.gives_back(run.spec):
-            stack.up(wait=False, say=lambda _line: None)  # nor has it any more what was made for the run
-        else:
-            stack.refresh(say=lambda _line: None)
-    except CodingAgentError as error:
-        # How the run ended is known all the same.
-        screen.say(f"the stack's outputs are not up to date, the next `up` does it: {error.message}")
-
-
-def _finish(screen: Screen, run: Record, *, interrupted: bool) -> int:
-    outputs = run.outputs
-    screen.say("")
-    if interrupted:
-        screen.say(f"interrupted; the agent goes on as run {run.run_id}")
-    elif not outputs.status.final:
-        screen.say(f"run {run.run_id} is {outputs.status} and can't be followed: {outputs.reason or 'no answer'}")
-    if screen.as_json:
-        screen.data(summary.document(run))
-    elif outputs.status.final:
-        summary.show(screen, run)
-    for step in summary.next_steps(run):
-        screen.say(f"  {step}")
-    if interrupted:
-        return INTERRUPTED
-    return summary.exit_code(outputs) if outputs.status.final else CodingAgentError.exit_code
-
-
-def _detached(screen: Screen, run: Record) -> int:
-    status = run.outputs.status
-    screen.say(f"{run.stack}: run {run.run_id} on {run.outputs.executor}: {status}")
-    if screen.as_json:
-        screen.data(summary.document(run))
-    for step in summary.next_steps(run):
-        screen.say(f"  {step}")
-    return summary.exit_code(run.outputs)
-
-
 def _interrupted(screen: Screen, task: Task) -> int:
     """Say what an interrupted start left: a run that goes on, or nothing yet."""
     from coding_agent import records
 
     known = [each for each in records.everything() if each.stack == task.name and Path(each.root) == task.root]
     if known and not known[0].outputs.status.final:
-        return _finish(screen, known[0], interrupted=True)
+        return following.finish(screen, known[0], interrupted=True)
     screen.say(f"interrupted before the agent of {task.name} had started")
     screen.say(f"  coding-agent up {task.name}    # goes on from there: what has started is adopted, not repeated")
     if screen.as_json:

@@ -111,8 +111,10 @@ def environment(specs: Iterable[ExecutorSpec]) -> dict[str, str]:
 
 def unenforced(spec: ExecutorSpec, task: Task) -> tuple[str, ...]:
     """Say which limits of the task its executor can't hold, and which it holds otherwise than one might think."""
+    from coding_agent.executors import gpus
+
     said: tuple[str, ...] = _module(MODULES, spec).unenforced(task, spec)
-    return said
+    return (*said, *gpus.unshared(spec, task))
 
 
 def _module(registry: Mapping[str, str], spec: ExecutorSpec) -> Any:

@@ -127,16 +127,31 @@ class Executor:
 
         Raises `StartFailed` when the supervisor did not come up; then nothing is left on the target.
         """
+        done = self._start(launch, attempt=1, timeout=timeout)
+        if done.exit_code != 0:
+            self.cleanup(launch.run_id)
+        self.expect(done, "starting")
+        return launch.run_id
+
+    def resume(self, launch: Launch, *, attempt: int, timeout: float = 120.0) -> str:
+        """Let a run that has ended go on with another attempt, in what it has left; return how it stands.
+
+        That is `started`; `ended` or `adopted` where it had that attempt before, or somebody gave it another; and what
+        there is nothing to go on with: `orphaned`, `lost` or `gone`. `launch` brings the files that are others this
+        time. Raises `StartFailed` when the supervisor did not come up; the run is then as it was.
+        """
+        done = self._start(launch, attempt=attempt, timeout=timeout)
+        self.expect(done, "starting")
+        return done.stdout.decode("utf-8", "replace").strip()
+
+    def _start(self, launch: Launch, *, attempt: int, timeout: float) -> Completed:
         runs, staging = f"{self.root}/runs", f".staging-{launch.run_id}-{secrets.token_hex(4)}"
         with tempfile.TemporaryFile() as archive:
             _pack(launch, archive)
             archive.seek(0)
             self.expect(self.script("stage.sh", runs, staging, stdin=archive, timeout=timeout), "staging")
-        done = self.script("start.sh", runs, launch.run_id, staging, stdin=_frame(launch.secrets), timeout=timeout)
-        if done.exit_code != 0:
-            self.cleanup(launch.run_id)
-        self.expect(done, "starting")
-        return launch.run_id
+        argv = (runs, launch.run_id, staging, str(attempt))
+        return self.script("start.sh", *argv, stdin=_frame(launch.secrets), timeout=timeout)
 
     def status(self, task_id: str, *, usage: bool = False) -> Look:
         """Look at a run; one round trip. With `usage` its processes are added up too."""
@@ -319,13 +334,11 @@ def _state(probe: Mapping[str, Any], meta: Meta | None) -> tuple[State, str | No
         if supervised:
             return State.UNRESPONSIVE, UNREADABLE
         return (State.UNRESPONSIVE, "supervisor_died") if agent else (State.LOST, NOTHING_LEFT)
-    if meta.final and not supervised:
-        return meta.state, meta.reason
+    if meta.final:
+        # With a supervisor it was written by it a moment ago, or by the agent, or before the run was resumed.
+        return (State.RUNNING, None) if supervised else (meta.state, meta.reason)
     if meta.boot_id != probe["boot_id"]:
         return State.LOST, "machine_restarted"
-    if meta.final:
-        # Written by its supervisor a moment ago, or by the agent: it counts once the supervisor has gone.
-        return State.RUNNING, None
     if supervised:
         stale = float(probe["now"]) - meta.heartbeat > HEARTBEAT_LIMIT and meta.stage != "saving"
         return (State.UNRESPONSIVE, "no_heartbeat") if stale else (meta.state, None)

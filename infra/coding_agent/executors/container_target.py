@@ -15,7 +15,7 @@ from docker.errors import NotFound
 from coding_agent import claude, plugins
 from coding_agent.container_options import is_volume_name
 from coding_agent.errors import CodingAgentError, ExecutorUnavailable
-from coding_agent.executors import container, container_image
+from coding_agent.executors import container, container_image, gpus
 from coding_agent.executors.container_engine import Engine, answering, reach
 from coding_agent.executors.container_limits import ROOM, effective
 from coding_agent.executors.declared import Declared, Wanted
@@ -146,7 +146,7 @@ def _made(engine: Engine, wanted: Wanted) -> Declared:
         memory=limits_memory,
         memory_swap=limits_memory,
         cpus=f"{limits.cpus:g}" if limits.cpus and "cpus" in engine.limits else None,
-        gpus=None if spec.options.get("gpus") is None else str(spec.options["gpus"]),
+        gpus=gpus.request(spec, gpus.chosen(wanted.task)),
         storage_opts={"size": str(limits.disk)} if limits.disk and engine.limits_disk else None,
         network_mode=spec.options.get("network"),
         networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name)] if network else None,

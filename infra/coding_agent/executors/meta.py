@@ -29,6 +29,7 @@ class Meta:
 
     run_id: str
     kind: str
+    attempt: int  # 1, and one more each time that the run was resumed
     state: State
     stage: str
     final: bool
@@ -144,6 +145,7 @@ def _notices(value: Any) -> tuple[str, ...]:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "run_id": _text(_WORD),
     "kind": _one_of({"agent", "command"}),
+    "attempt": lambda value: 1 if value is None else _whole(1, 10**6 - 1)(value),
     "state": _one_of(_STATES, State),
     "stage": _one_of(_STAGES),
     "final": _truth,

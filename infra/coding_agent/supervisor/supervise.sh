@@ -28,7 +28,7 @@ PAGE_SIZE=$(getconf PAGESIZE)
 declare -A PARAM=(
   [name]='' [kind]=agent [workdir]='' [branch]='' [repo]='' [repo_ref]='' [identity_name]='' [identity_email]=''
   [max_turns]=0 [timeout]=7200 [setup]=900 [first_event]=120 [idle]=1800 [linger]=10 [grace]=5
-  [memory]=0 [disk]=0 [pids]=0 [cpus]=0 [held]='' [scope]='' [tick]=0.2 [heartbeat]=5 [created]=0
+  [memory]=0 [disk]=0 [pids]=0 [cpus]=0 [held]='' [scope]='' [tick]=0.2 [heartbeat]=5 [created]=0 [attempt]=1
 )
 declare -A SEEN=()
 STATE=starting STAGE=starting REASON='' DETAIL='' EXIT_CODE=null FINAL=false
@@ -77,7 +77,7 @@ write_meta() {
   json_string session "$SESSION_ID"
   json_string task "${PARAM[name]}"
   clock
-  state="{\"version\":1,\"run_id\":\"${RUN##*/}\",\"name\":$task,\"kind\":\"${PARAM[kind]}\","
+  state="{\"version\":1,\"run_id\":\"${RUN##*/}\",\"name\":$task,\"kind\":\"${PARAM[kind]}\",\"attempt\":${PARAM[attempt]},"
   state+="\"state\":\"$STATE\",\"stage\":\"$STAGE\",\"final\":$FINAL,\"reason\":$reason,\"detail\":$detail,"
   state+="\"exit_code\":$EXIT_CODE,\"pid\":$AGENT,\"pid_start\":$AGENT_START,"
   state+="\"supervisor\":$$,\"supervisor_start\":${SUPERVISOR_START:-0},\"boot_id\":\"$BOOT\","
@@ -472,8 +472,7 @@ run_agent() {
   STARTED_AT=$NOW_EXACT
   clear_way "$RUN/stream.jsonl" "$RUN/stderr.log" "$RUN/output.log" # a setup command may have been hostile
   if [[ ${PARAM[kind]} == agent ]]; then
-    : >"$RUN/stream.jsonl"
-    exec 3<"$RUN/stream.jsonl"
+    begin_stream
     spawn "$RUN/prompt.txt" "$RUN/stream.jsonl" "$RUN/stderr.log" "${argv[@]}"
   else
     STAGE='command'
@@ -481,6 +480,42 @@ run_agent() {
   fi
   write_meta
   watch
+}
+
+# begin_stream: fd 3 reads what is written from now on. Of another attempt the stream goes on where the last one ended.
+begin_stream() {
+  local size
+  if ((PARAM[attempt] == 1)); then
+    : >"$RUN/stream.jsonl"
+    exec 3<"$RUN/stream.jsonl"
+    return
+  fi
+  # The last attempt may have been cut in the middle of a line.
+  printf '\n{"type":"coding-agent","subtype":"attempt","attempt":%d}\n' "${PARAM[attempt]}" >>"$RUN/stream.jsonl"
+  size=$(stat -c %s -- "$RUN/stream.jsonl")
+  exec 3<"$RUN/stream.jsonl"
+  head -c "$size" <&3 >/dev/null
+}
+
+# take_workspace: of another attempt: what the last one has left.
+take_workspace() {
+  find_workspace
+  STAGE=workspace
+  [[ -d $WORKDIR ]] || { end workdir_missing "$WORKDIR, where the agent was, is no folder any more"; return 1; }
+  BASE_SHA=$(saved_commit base) START_SHA=$(saved_commit start)
+  return 0 # without git there are none
+}
+
+# make_ready: everything before the agent.
+make_ready() {
+  if ((PARAM[attempt] > 1)); then
+    take_workspace
+    return
+  fi
+  make_workspace && { run_setup || [[ $STOP ]]; } && [[ ! $STOP ]] || return 1
+  meanwhile save_base
+  START_SHA=$(saved_commit start)
+  return 0
 }
 
 main() {
@@ -505,11 +540,7 @@ main() {
   head -c 65536 /dev/zero >"$RUN/.ballast"
   find_limits
   write_meta || exit 97
-  if make_workspace && { run_setup || [[ $STOP ]]; } && [[ ! $STOP ]]; then
-    meanwhile save_base
-    START_SHA=$(saved_commit start)
-    [[ $STOP ]] || run_agent
-  fi
+  if make_ready && [[ ! $STOP ]]; then run_agent; fi
   finish
   [[ ! ${PARAM[scope]} ]] || leave_cgroups
 }

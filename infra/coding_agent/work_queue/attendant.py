@@ -19,7 +19,11 @@ FOLLOW_POLL = 0.5  # seconds between two looks at a run
 AGAIN_POLL = 3.0  # seconds until a target that did not answer is asked again
 BUSY_POLL = 2.0  # seconds until a stack that somebody else works on is tried again
 # Steps of a worker at once, each an engine with its plugins: a start may wait long for a machine, a removal does not.
-AT_ONCE = {"start": threading.BoundedSemaphore(16), "remove": threading.BoundedSemaphore(4)}
+AT_ONCE = {
+    "start": threading.BoundedSemaphore(16),
+    "remove": threading.BoundedSemaphore(4),
+    "refresh": threading.BoundedSemaphore(4),
+}
 REMOVE_ATTEMPTS = 20  # how often a removal that fails is tried
 # For as long as the database is away the agents go on, and what became of them is kept here.
 AWAY_LIMIT = 24 * 3600.0  # seconds
@@ -80,7 +84,8 @@ class Attendant:
 
     def _known(self, record: Record) -> bool:
         """Whether the run of that record has begun: one that was cut before that is started once more."""
-        return records.latest(record).outputs.started_at is not None
+        outputs, resume = records.latest(record).outputs, self.entry.resume
+        return outputs.started_at is not None if resume is None else outputs.attempts >= resume["attempt"]
 
     def _start(self) -> Record | None:
         while not (self._wanted_ended() or self._stop.is_set()):
@@ -102,13 +107,24 @@ class Attendant:
             begun = records.load(self.entry.run_id or "")
             if begun is not None and self._known(begun):
                 return begun
+            if self.entry.resume is not None:
+                self._not_resumed(CANCELLED)
+                return None
             self._do("remove", None)
             self._end(State.KILLED, None, CANCELLED, None)
         return None
 
+    def _not_resumed(self, why: str) -> None:
+        """Let a run that could not go on stand as it was."""
+        assert self.entry.record is not None
+        outputs = self.entry.record.outputs
+        self._end(outputs.status, None, outputs.reason, f"not resumed: {why}")
+
     def _not_started(self, failure: Failure) -> None:
         name = self.entry.name
-        if failure.type in _REFUSED:
+        if self.entry.resume is not None:
+            self._not_resumed(str(failure))
+        elif failure.type in _REFUSED:
             self._say(f"{name}: {failure}")
             self._queue.refuse(self.entry, self._worker, failure.message)
         elif failure.type in _PASSING and self.entry.attempt <= self.entry.retries:
@@ -142,11 +158,17 @@ class Attendant:
         lost = outputs.status is State.LOST or (
             outputs.status is State.FAILED and (outputs.reason or "") in WORTH_AGAIN
         )
-        if lost and entry.attempt <= entry.retries and not self._wanted_ended():
+        # What somebody has resumed is his to look at: it is not run from the beginning by itself.
+        if lost and entry.resume is None and entry.attempt <= entry.retries and not self._wanted_ended():
             self._say(f"{entry.name}: {outputs.status} ({outputs.reason}); it is tried again later")
             self._queue.progress(entry, self._worker, record, limit=AWAY_LIMIT)
             self._queue.again(entry, self._worker, str(outputs.reason), outputs.detail, limit=AWAY_LIMIT)
             return
+        if entry.file is not None and not self._wanted_destroyed():
+            # The stack of a project still says what was true at the start, and other machines go by it.
+            found = self._do("refresh", record)
+            if isinstance(found, Failure):
+                self._say(f"{entry.name}: its stack's outputs are not up to date, the next `up` does it: {found}")
         self._end(outputs.status, record, outputs.reason, outputs.detail)
 
     def _end(self, state: State, record: Record | None, reason: str | None, detail: str | None) -> None:
@@ -190,6 +212,8 @@ class Attendant:
             "run_id": chosen,
             "record": records.to_plain(record) if record else None,
             "discard": entry.discard,
+            "resume": entry.resume,
+            "gpus": self._queue.gpus(entry.id) if entry.gpus else [],
         }
         with AT_ONCE[verb]:
             if verb == "start" and (self._wanted_ended() or self._stop.is_set()):
@@ -202,6 +226,9 @@ class Attendant:
             finally:
                 with self._guard:
                     self._step = None
+
+    def _wanted_destroyed(self) -> bool:
+        return self.entry.wanted == "destroyed"
 
     def _wanted_ended(self) -> bool:
         return self.entry.wanted != "run"

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,11 +146,19 @@ def _do(what: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise DatabaseUnavailable(f"the queue's Postgres did not {what} within {START_LIMIT:.0f} s") from error
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise DatabaseUnavailable(
-            f"the queue's Postgres does not {what}: {said[0]}",
+            f"the queue's Postgres does not {what}: {_reason(done.stderr)}",
             next_step=f"look at {folder() / 'log'}, or name another with CODING_AGENT_DATABASE_URL",
         )
+
+
+def _reason(said: str) -> str:
+    """Return why it did not: in its own words, where it has written any, else in those of the process that tried."""
+    with suppress(OSError):
+        lines = (folder() / "log").read_text("utf-8", "replace").splitlines()[-20:]
+        if fatal := [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line]:
+            return fatal[-1]
+    return (said.strip().splitlines() or ["no reason given"])[-1]
 
 
 def _start(place: Path) -> None:

@@ -63,6 +63,7 @@ class Entry:
     worker: str | None
     taken: str | None
     record: Record | None
+    resume: Mapping[str, Any] | None  # `attempt` and `prompt` of another attempt of its run
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Entry:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coding_agent import executors
+from coding_agent.executors import gpus
 from coding_agent.settings import INLINE, Settings
 
 if TYPE_CHECKING:
@@ -45,9 +46,5 @@ def _offer(spec: ExecutorSpec, rank: int, machine: str) -> Offer:
         rank=rank,
         labels=spec.labels,
         max_tasks=int(options.get("max_tasks") or MAX_TASKS),
-        gpus=_gpus(options.get("gpus")),
+        gpus=gpus.count(options),
     )
-
-
-def _gpus(said: Any) -> int:
-    return int(said) if isinstance(said, int | float) else 0

@@ -82,6 +82,24 @@ def put(orders: Sequence[Order], say: Say, *, again: bool = False) -> list[Entry
         return entries
 
 
+def resume(entry: Entry, prompt: str | None, say: Say) -> Entry:
+    """Let a task that has ended wait for another attempt of its run, and see that a worker lives.
+
+    Raises what `Queue.resume` does.
+    """
+    with database.opened() as found:
+        queue = Queue(found)
+        entry = queue.resume(entry.id, prompt)
+        machine = (entry.taken or "").partition("@")[2] or entry.machine
+
+        def served() -> bool:
+            return queue.served(entry.executor, (), machine)
+
+        if not served():
+            worker.start(served, say)
+        return entry
+
+
 def scheduled(
     order: Order, *, priority: int = 0, not_before: datetime | None = None, retries: int | None = None
 ) -> Order:
@@ -105,6 +123,7 @@ def _order(found: Task, fields: dict[str, Any]) -> Order:
         digest=found.digest,
         executor=named,
         labels=found.labels if named is None else (),
+        gpus=0 if named == INLINE else found.limits.gpus or 0,  # nobody shares out those of an executor of its own
         retries=RETRIES,
         backoff=BACKOFF,
     )

@@ -34,10 +34,13 @@ SELECT 1 FROM task WHERE (machine IS NULL OR machine = %s) AND (store IS NULL OR
 AND (state <> ALL(%s) OR wanted = 'destroyed') LIMIT 1
 """
 _CLAIM = """
-SELECT task.id, task.gpus, task.attempt, executor.key, slot.index
+SELECT task.id, task.gpus, task.attempt, executor.key, slot.index,
+  -- One that is resumed gets the GPUs that it had: its container was made with them.
+  CASE WHEN task.resume IS NOT NULL THEN (task.record->'gpus')::text END AS held
 FROM task
 JOIN executor ON executor.key = ANY(%(serves)s)
-  AND CASE WHEN task.executor IS NULL THEN task.labels <@ executor.labels ELSE task.executor = executor.name END
+  AND CASE WHEN task.resume IS NOT NULL THEN task.taken = executor.key
+      WHEN task.executor IS NULL THEN task.labels <@ executor.labels ELSE task.executor = executor.name END
 JOIN LATERAL (
   SELECT index FROM slot
   WHERE slot.executor = executor.key AND kind = 'run' AND slot.task IS NULL AND index < executor.max_tasks
@@ -49,6 +52,9 @@ WHERE task.state = 'queued' AND task.not_before <= now() AND (task.machine IS NU
        WHERE used.executor = executor.key AND kind = 'run' AND used.task IS NOT NULL) < executor.max_tasks
   AND (SELECT count(*) FROM slot AS free
        WHERE free.executor = executor.key AND kind = 'gpu' AND free.task IS NULL AND index < executor.gpus) >= task.gpus
+  AND NOT EXISTS (SELECT 1 FROM slot AS other
+       WHERE task.resume IS NOT NULL AND other.executor = executor.key AND kind = 'gpu' AND other.task IS NOT NULL
+       AND task.record->'gpus' @> to_jsonb(other.index))
   AND NOT EXISTS (SELECT 1 FROM refusal WHERE refusal.task = task.id AND refusal.worker = %(worker)s)
 ORDER BY task.priority DESC, task.enqueued_at, task.id, executor.rank
 LIMIT 1
@@ -76,6 +82,12 @@ class Queue:
         return self._one(
             "SELECT * FROM task WHERE id = %s OR run_id = %s ORDER BY enqueued_at DESC LIMIT 1", task, task
         )
+
+    def gpus(self, task: str) -> list[int]:
+        """Return the indices of the GPUs that a task has."""
+        query = "SELECT index FROM slot WHERE task = %s AND kind = 'gpu' ORDER BY index"
+        rows = self._database.do(lambda connection: connection.execute(query, (task,)).fetchall())
+        return [row["index"] for row in rows]
 
     def find(self, word: str, *, root: str | None = None) -> Entry:
         """Return the task of that id or its beginning, else the newest of that name. Raises `NotFound`.
@@ -115,13 +127,50 @@ class Queue:
             if row is None:
                 raise NotFound(f"no task {task!r} is in the queue")
             if row["state"] == State.QUEUED:
+                # One that waits to be resumed has ended before, and that stands.
                 row = connection.execute(
-                    "UPDATE task SET state = 'killed', reason = %s, finished_at = now() WHERE id = %s RETURNING *",
+                    "UPDATE task SET "
+                    "state = CASE WHEN resume IS NULL THEN 'killed' ELSE record->'outputs'->>'status' END, "
+                    "reason = CASE WHEN resume IS NULL THEN %s ELSE record->'outputs'->>'reason' END, "
+                    "finished_at = now() WHERE id = %s RETURNING *",
                     (CANCELLED, task),
                 ).fetchone()
                 assert row is not None
             if destroy and row["attempt"] == 0:
                 connection.execute("DELETE FROM task WHERE id = %s", (task,))
+            notify(connection, task)
+            return Entry.of_row(row)
+
+        return self._database.do(work)
+
+    def resume(self, task: str, prompt: str | None) -> Entry:
+        """Let a task that has ended wait for its executor once more, for another attempt of its run.
+
+        Raises `NotFound`, and `InvalidInput` where it has not ended, or has no run.
+        """
+
+        def work(connection: Connection[Row]) -> Entry:
+            _alone(connection)
+            row = connection.execute("SELECT * FROM task WHERE id = %s", (task,)).fetchone()
+            if row is None:
+                raise NotFound(f"no task {task!r} is in the queue")
+            entry = Entry.of_row(row)
+            if not entry.state.final or entry.wanted == "destroyed":
+                doing = entry.state if not entry.state.final else "being removed"
+                raise InvalidInput(f"task {entry.name} is {doing}", next_step="wait until it has ended, or kill it")
+            if entry.record is None:
+                raise InvalidInput(
+                    f"task {entry.name} can't go on: it never had a run",
+                    next_step="dispatch it again" if entry.file is None else f"`coding-agent dispatch {entry.name}`",
+                )
+            asked = {"attempt": entry.record.outputs.attempts + 1, "prompt": prompt}
+            row = connection.execute(
+                "UPDATE task SET state = 'queued', wanted = 'run', worker = NULL, reason = NULL, detail = NULL, "
+                "executor = split_part(taken, '@', 1), not_before = now(), finished_at = NULL, resume = %s "
+                "WHERE id = %s RETURNING *",
+                (json.dumps(asked), task),
+            ).fetchone()
+            assert row is not None
             notify(connection, task)
             return Entry.of_row(row)
 
@@ -250,13 +299,19 @@ class Queue:
             connection.execute(
                 "UPDATE slot SET task = %s WHERE executor = %s AND kind = 'gpu' AND index IN "
                 "(SELECT index FROM slot JOIN executor ON key = slot.executor WHERE slot.executor = %s "
-                "AND kind = 'gpu' AND task IS NULL AND index < gpus ORDER BY index LIMIT %s)",
-                (task, key, key, found["gpus"]),
+                "AND kind = 'gpu' AND task IS NULL AND index < gpus "
+                "AND (%s::jsonb IS NULL OR %s::jsonb @> to_jsonb(index)) "
+                "ORDER BY index LIMIT %s)",
+                (task, key, key, found["held"], found["held"], found["gpus"]),
             )
             row = connection.execute(
-                "UPDATE task SET state = 'provisioning', worker = %s, taken = %s, store = %s, attempt = attempt + 1, "
-                "claimed_at = clock_timestamp(), reason = NULL, detail = NULL, record = NULL, "
-                "run_id = CASE WHEN attempt = 0 THEN id ELSE %s END WHERE id = %s RETURNING *",
+                "UPDATE task SET state = 'provisioning', worker = %s, taken = %s, store = %s, "
+                "claimed_at = clock_timestamp(), reason = NULL, detail = NULL, "
+                # One that is resumed keeps its run.
+                "attempt = attempt + CASE WHEN resume IS NULL THEN 1 ELSE 0 END, "
+                "record = CASE WHEN resume IS NULL THEN NULL ELSE record END, "
+                "run_id = CASE WHEN resume IS NOT NULL THEN run_id WHEN attempt = 0 THEN id ELSE %s END "
+                "WHERE id = %s RETURNING *",
                 (worker, key, store(), secrets.token_hex(8), task),
             ).fetchone()
             assert row is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,6 +87,8 @@ def _served(connection: Connection[Row], entry: Entry, workers: list[Row]) -> li
 
 
 def _fits(entry: Entry, offer: Mapping[str, Any]) -> bool:
+    if entry.resume is not None:
+        return bool(entry.taken == offer["key"])
     if entry.executor is not None:
         return bool(entry.executor == offer["name"])
     return set(entry.labels) <= set(offer["labels"])
@@ -107,7 +109,19 @@ def _full(connection: Connection[Row], entry: Entry, offer: Mapping[str, Any]) -
         return (
             f"{offer['name']} has {offer['free_gpus']} of {offer['gpus']} GPUs free, and it wants {entry.gpus}: {told}"
         )
+    if entry.resume is not None and entry.record is not None and entry.record.gpus:
+        return _had(connection, entry.record.gpus, offer)
     return ""
+
+
+def _had(connection: Connection[Row], gpus: Sequence[int], offer: Mapping[str, Any]) -> str:
+    """Say who has a GPU that a run had and is to have again."""
+    row = connection.execute(
+        "SELECT slot.index, task.name FROM slot JOIN task ON task.id = slot.task "
+        "WHERE slot.executor = %s AND kind = 'gpu' AND slot.index = ANY(%s) ORDER BY slot.index LIMIT 1",
+        (offer["key"], list(gpus)),
+    ).fetchone()
+    return f"its GPU {row['index']} is not free: {row['name']}" if row else ""
 
 
 def _shown(offer: Mapping[str, Any]) -> str:

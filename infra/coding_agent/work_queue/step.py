@@ -112,9 +112,16 @@ def main() -> int:
 
 def _do(order: Mapping[str, Any], say: Say) -> Record | None:
     from coding_agent import dispatched, near_files, stack, task
+    from coding_agent.executors import gpus
+    from coding_agent.resume import resume
     from coding_agent.settings import Settings
 
     name, repo, file = order["name"], order["repo"], order["file"]
+    os.environ[gpus.GIVEN] = ",".join(map(str, order["gpus"]))  # for the engine's processes, too
+    known = records.of_plain(order["record"]) if order["record"] else None
+    if order["verb"] == "start" and order["resume"] and known is not None:
+        asked = order["resume"]
+        return resume(records.latest(known), prompt=asked["prompt"], attempt=asked["attempt"], say=say)
     if order["verb"] == "start":
         if file is None:
             return dispatched.start(order["fields"], name=name, repo=repo, run_id=order["run_id"], say=say)
@@ -125,7 +132,10 @@ def _do(order: Mapping[str, Any], say: Say) -> Record | None:
         if found is None:
             raise errors.NotFound(f"the run of task {name} left no record")
         return found
-    known = records.of_plain(order["record"]) if order["record"] else None
+    if order["verb"] == "refresh":
+        root = near_files.project_root(Path(file))
+        stack.open_stack(root, name, create=False, progress=say).refresh(say=say)
+        return None
     if known is not None:
         dispatched.destroy(records.latest(known), discard=order["discard"], say=say)
     elif file is None:

@@ -32,6 +32,11 @@ def _relayed(place: Place, path: Path) -> Iterator[tuple[Place, Relay]]:
             yield Place(executor, place.folder, place.owner, place.token), relay
 
 
+def _cut_once_there(relay: Relay, place: Place, path: str) -> None:
+    until(lambda: place.bash("[[ ! -e $1 ]] || echo there", path))
+    relay.cut()
+
+
 @pytest.mark.parametrize("kind", ["container", "existing"])
 def test_cut_in_the_middle_of_a_call(kind: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A call whose connection is cut raises `ConnectionBroken` at once; the next one works, and a run went on."""
@@ -40,11 +45,14 @@ def test_cut_in_the_middle_of_a_call(kind: str, home: Path, tmp_path: Path, requ
         far, relay = stack.enter_context(_relayed(place, tmp_path / "relay.sock"))
         far.start("echo here >here; until [[ -e go ]]; do sleep 0.05; done")
         far.says("here")
+        mark = f"{place.folder}/goes-on"
+        cut = threading.Thread(target=lambda: _cut_once_there(relay, place, mark))
         begun = time.monotonic()
-        threading.Timer(1.0, relay.cut).start()
+        cut.start()
         with pytest.raises(ConnectionBroken):
-            far.run("bash", "-c", "sleep 50", timeout=60)
+            far.run("bash", "-c", 'touch "$1"; sleep 50', "test", mark, timeout=60)
         assert time.monotonic() - begun < 30
+        cut.join()
         assert str(far.look().state) == "running"
         place.executor.connection.put(f"{place.executor.run_dir(place.id())}/workspace/go", b"")
         assert str(far.ended().state) == "succeeded"

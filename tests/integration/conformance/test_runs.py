@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,35 @@ def test_status_of_an_ended_run(place: Place, script: str, state: State, code: i
     assert look.state is state
     assert look.meta is not None
     assert look.meta.exit_code == code
+
+
+def test_resumed_once_in_what_it_has_left(place: Place) -> None:
+    """A run that has ended goes on in its workspace, once for each attempt, whoever else tries; its output goes on."""
+    again = replace(place.launch("echo two >>made; cat made; sleep 1"), params=_attempt(place, 2))
+    place.start("echo one >made; cat made")
+    place.ended()
+    before = place.bash('cat "$1"/work.patch 2>/dev/null || :', place.executor.run_dir(place.id()))
+    with ThreadPoolExecutor(3) as pool:
+        stands = sorted(pool.map(lambda _: place.executor.resume(again, attempt=2), range(3)))
+    assert stands == ["adopted", "adopted", "started"]
+    look = place.ended()
+    assert look.meta is not None
+    assert (look.state, look.meta.attempt) == (State.SUCCEEDED, 2)
+    assert place.executor.resume(again, attempt=2) == "ended"
+    assert place.executor.fetch_logs(place.id()) == ["one", "one", "two"]
+    patch = place.bash('cat "$1"/work.patch 2>/dev/null || :', place.executor.run_dir(place.id()))
+    assert ("+two" in patch and "+one" in patch) == bool(before)
+    # What goes on or is not there has nothing to go on with.
+    place.start("sleep 60", "b")
+    other = replace(place.launch("true", "b"), params=_attempt(place, 2))
+    assert place.executor.resume(other, attempt=2) == "adopted"
+    nothing = replace(place.launch("true", "c"), params=_attempt(place, 2))
+    assert place.executor.resume(nothing, attempt=2) == "gone"
+    assert place.look("c").state is None
+
+
+def _attempt(place: Place, number: int) -> dict[str, str]:
+    return {**place.launch("true").params, "attempt": str(number)}
 
 
 def test_killed(place: Place) -> None:

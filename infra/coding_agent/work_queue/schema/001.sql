@@ -58,6 +58,7 @@ CREATE TABLE task (
   worker text,
   taken text,                       -- the key of the executor whose slot it has
   record jsonb,                     -- what is known of the run, for other machines
+  resume jsonb,                     -- another attempt of its run is to be made: its number, and what the agent is told
   claimed_at timestamptz,
   finished_at timestamptz
 );
