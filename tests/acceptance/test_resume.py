@@ -14,6 +14,7 @@ import pytest
 
 from fakes.messages_api import MessagesApi
 from fakes.scenarios import scenario
+from machines.ssh_host import SshHost
 from queues import local_executors, state, working
 from runs import alive
 from user import User
@@ -237,3 +238,22 @@ def test_in_a_container_that_was_restarted(container_user: User) -> None:
 
     last = _sums(user, attempts=2)
     assert (last["status"], last["result"]) == ("succeeded", "I am back.")
+
+
+@pytest.mark.slow
+def test_on_a_host(crib: User, ssh_host: SshHost, claude_program: Path) -> None:
+    """A run on a host that one logs in to goes on there, over a connection of its own, and `destroy` leaves nothing."""
+    crib.executors(ssh_host.executor(claude_path=ssh_host.put_program(claude_program)))
+    crib.job(prompt=f"Wait. {scenario('sleep', seconds=600)}", executor="crib", repo=".")
+    crib.commit_all()
+    crib.cli("up", "job", "--detach")
+    until(lambda: crib.outputs("job")["activity"])
+    crib.cli("kill", "job")
+
+    crib.cli("resume", "job", "--prompt", f"Edit. {EDIT}")
+
+    last = _sums(crib, attempts=2)
+    assert (last["status"], last["branch"]) == ("succeeded", "coding-agent/job")
+    assert crib.git("show", "coding-agent/job:note.txt") == "the second line\n"
+    crib.cli("destroy", "job")
+    assert ssh_host.run("bash", "-c", f"ls -A {ssh_host.home('plain')}/.coding-agent 2>/dev/null || :").strip() == ""
