@@ -67,12 +67,14 @@ def plan(folder: Path, *, prune: bool, say: Say) -> list[Change]:
         )
     name = open_project(root).name
     there = {each for project, each in stack.known(root, say) if project == name}
-    queued = _queued(root)
-    changes = [_change(root, each, there, queued.get(each.name), say) for each in tasks.values()]
+    queued, newest = _queued(root), _newest(root)
+    changes = [
+        _change(root, each, there, queued.get(each.name), newest.get(each.name), say) for each in tasks.values()
+    ]
     gone = sorted(there - tasks.keys()) if folder.resolve() == (root / "tasks").resolve() else []
     for each in gone:
         kind, why = ("destroyed", "its file is gone") if prune else ("left", "its file is gone; --prune removes it")
-        changes.append(Change(each, kind, why, None, _newest(root, each), queued.get(each)))  # type: ignore[arg-type]
+        changes.append(Change(each, kind, why, None, newest.get(each), queued.get(each)))  # type: ignore[arg-type]
     return changes
 
 
@@ -156,9 +158,10 @@ def _queued(root: Path) -> dict[str, Entry]:
     return {each.name: each for each in ours if near_files.project_root(Path(str(each.file))) == root}
 
 
-def _change(root: Path, wanted: Task, there: set[str], queued: Entry | None, say: Say) -> Change:
+def _change(
+    root: Path, wanted: Task, there: set[str], queued: Entry | None, record: Record | None, say: Say
+) -> Change:
     made = _made_of(root, wanted.name, say) if wanted.name in there else None
-    record = _newest(root, wanted.name)
     spec = Settings.load().choose(wanted)
     new = (wanted.digest, executors.image(spec, wanted) or "")
 
@@ -186,8 +189,10 @@ def _made_of(root: Path, name: str, say: Say) -> tuple[str, str] | None:
     return stack.open_stack(root, name, create=False, progress=say).made_of()
 
 
-def _newest(root: Path, name: str) -> Record | None:
-    return next(iter(records.of_stack(root, name)), None)
+def _newest(root: Path) -> dict[str, Record]:
+    """Return the newest run of each of the project's stacks; all are read once, however many tasks there are."""
+    ours = (each for each in reversed(records.everything()) if each.root == str(root))
+    return {each.stack: each for each in ours}
 
 
 def _order(change: Change) -> Order:
