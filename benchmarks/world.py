@@ -46,8 +46,8 @@ class World:
 
     def plugin(self, name: str) -> None:
         """Give the engine here a plugin, and with it all that the caller's own engine has."""
-        from coding_agent import plugins
         from coding_agent.paths import engine_home
+        from coding_agent.toolchain.pulumi import plugins
 
         plugins.find_or_install(name, print)
         folder = self.home / "pulumi" / "plugins"
@@ -63,7 +63,8 @@ class World:
 @contextmanager
 def world() -> Iterator[World]:
     """Make such a machine and remove it."""
-    from coding_agent import claude, engine
+    from coding_agent import claude
+    from coding_agent.toolchain.pulumi import engine
 
     # Found (or installed) with the caller's own settings first, so that no benchmark pays for a download.
     program = claude.find_or_install(None, None, print)

@@ -59,7 +59,7 @@ def claude_program() -> Path:
 @pytest.fixture(scope="session")
 def engine_folder() -> Path:
     """Return the folder of the real engine, unpacked once for all tests of this machine."""
-    from coding_agent import engine
+    from coding_agent.toolchain.pulumi import engine
 
     mirror = os.environ.get("CODING_AGENT_PULUMI_MIRROR") or (str(MIRROR) if MIRROR.is_dir() else None)
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +101,7 @@ def server_plugins(hcloud_plugin: Path, command_plugin: Path) -> Path:
 
 
 def _plugin(name: str, engine_folder: Path) -> Path:
-    from coding_agent import plugins
+    from coding_agent.toolchain.pulumi import plugins
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared_cache.FOLDER))

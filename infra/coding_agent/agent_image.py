@@ -26,7 +26,7 @@ from coding_agent import claude
 from coding_agent.errors import ConnectionBroken, ExecutorUnavailable, InvalidInput
 from coding_agent.executors import container_image
 from coding_agent.executors.container_engine import Engine, answering
-from coding_agent.installation import Progress, tail
+from coding_agent.toolchain.installation import Progress, tail
 
 PROGRAM = "/usr/local/bin/claude"
 PACKAGES = "coding-agent-packages"  # the images of bases with what they lacked: made once, then used again

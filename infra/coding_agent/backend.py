@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlparse
 
-from coding_agent.engine import Engine, find_or_install
 from coding_agent.errors import EngineMissing, InvalidInput
-from coding_agent.installation import Progress, quiet
 from coding_agent.paths import engine_home, state_dir
+from coding_agent.toolchain.installation import Progress, quiet
+from coding_agent.toolchain.pulumi.engine import Engine, find_or_install
 
 PROVIDER = "pulumi-resource-coding-agent"
 PROJECT_FILES = ("Pulumi.yaml", "Pulumi.yml", "Pulumi.json")

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coding_agent.errors import ClaudeMissing, InvalidInput
-from coding_agent.installation import Progress, lock, quiet, replacing, tail, unpack, version_of
 from coding_agent.paths import cache_dir
+from coding_agent.toolchain.installation import Progress, lock, quiet, replacing, tail, unpack, version_of
 
 PINNED_VERSION = "2.1.330"
 NPM_LIMIT = 15 * 60.0  # seconds; 175 MB

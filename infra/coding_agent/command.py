@@ -15,8 +15,8 @@ from pulumi.automation import CommandResult, PulumiCommand
 from pulumi.automation.errors import create_command_error
 from semver import VersionInfo
 
-from coding_agent.engine import Engine
 from coding_agent.errors import EngineFailed
+from coding_agent.toolchain.pulumi.engine import Engine
 
 UPDATE_LIMIT = 24 * 3600.0  # seconds; an update that waits for its run takes as long as that
 CALL_LIMIT = 300.0  # seconds for everything else

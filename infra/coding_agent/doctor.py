@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from coding_agent import claude, doctor_containers, doctor_engine, doctor_hosts
 from coding_agent.errors import CodingAgentError
 from coding_agent.finding import Finding, State
-from coding_agent.installation import Progress, quiet
 from coding_agent.paths import config_file
+from coding_agent.toolchain.installation import Progress, quiet
 
 __all__ = ["Finding", "State", "examine"]
 

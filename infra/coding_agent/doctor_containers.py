@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from coding_agent.doctor_engine import installed_plugin
 from coding_agent.errors import CodingAgentError
 from coding_agent.finding import Finding, State
-from coding_agent.installation import Progress
 from coding_agent.settings import ExecutorSpec, Settings
+from coding_agent.toolchain.installation import Progress
 
 
 def executors(fix: bool, progress: Progress) -> Iterator[Finding]:

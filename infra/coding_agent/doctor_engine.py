@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from coding_agent import backend, engine, plugins
+from coding_agent import backend
 from coding_agent.finding import Finding, State
-from coding_agent.installation import Progress, tail
 from coding_agent.paths import state_dir
+from coding_agent.toolchain.installation import Progress, tail
+from coding_agent.toolchain.pulumi import engine, plugins
 
 START_LIMIT = 20.0  # seconds for the provider to say its port; it imports pulumi, which a cold disk makes slow
 ASK_LIMIT = 20.0  # seconds for the engine to reach its backend

@@ -9,8 +9,8 @@ from coding_agent import executors
 from coding_agent.doctor_engine import installed_plugin
 from coding_agent.errors import CodingAgentError
 from coding_agent.finding import Finding, State
-from coding_agent.installation import Progress
 from coding_agent.settings import ExecutorSpec, Settings
+from coding_agent.toolchain.installation import Progress
 
 _AT_ONCE = 8  # hosts; each has time limits of its own, and the slowest is waited for
 

@@ -22,7 +22,7 @@ from pulumi.automation import CommandResult
 from pulumi.automation import errors as failures
 from pulumi.runtime.rpc import UNKNOWN
 
-from coding_agent import backend, engine, executors, host_steps, locks, paths, plugin, plugins, program, records
+from coding_agent import backend, executors, host_steps, locks, paths, plugin, program, records
 from coding_agent.command import Call, Command
 from coding_agent.errors import CodingAgentError, ConnectionBroken, EngineFailed, NotFound
 from coding_agent.executors.declared import Asked
@@ -32,6 +32,7 @@ from coding_agent.orders import Orders
 from coding_agent.project import Project, name_task, open_project
 from coding_agent.run import outputs_dict, outputs_from
 from coding_agent.settings import ExecutorSpec
+from coding_agent.toolchain.pulumi import engine, plugins
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")

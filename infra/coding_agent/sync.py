@@ -68,9 +68,7 @@ def plan(folder: Path, *, prune: bool, say: Say) -> list[Change]:
     name = open_project(root).name
     there = {each for project, each in stack.known(root, say) if project == name}
     queued, newest = _queued(root), _newest(root)
-    changes = [
-        _change(root, each, there, queued.get(each.name), newest.get(each.name), say) for each in tasks.values()
-    ]
+    changes = [_change(root, each, there, queued.get(each.name), newest.get(each.name), say) for each in tasks.values()]
     gone = sorted(there - tasks.keys()) if folder.resolve() == (root / "tasks").resolve() else []
     for each in gone:
         kind, why = ("destroyed", "its file is gone") if prune else ("left", "its file is gone; --prune removes it")
@@ -158,10 +156,8 @@ def _queued(root: Path) -> dict[str, Entry]:
     return {each.name: each for each in ours if near_files.project_root(Path(str(each.file))) == root}
 
 
-def _change(
-    root: Path, wanted: Task, there: set[str], queued: Entry | None, record: Record | None, say: Say
-) -> Change:
-    made = _made_of(root, wanted.name, say) if wanted.name in there else None
+def _change(root: Path, wanted: Task, there: set[str], queued: Entry | None, record: Record | None, say: Say) -> Change:
+    made = _made_of(root, wanted.name, record, say) if wanted.name in there else None
     spec = Settings.load().choose(wanted)
     new = (wanted.digest, executors.image(spec, wanted) or "")
 
@@ -182,8 +178,7 @@ def _change(
     return change("kept", f"unchanged{f', {state}' if state else ''}")
 
 
-def _made_of(root: Path, name: str, say: Say) -> tuple[str, str] | None:
-    record = _newest(root, name)
+def _made_of(root: Path, name: str, record: Record | None, say: Say) -> tuple[str, str] | None:
     if record is not None and record.digest and not record.removed:
         return record.digest, record.image
     return stack.open_stack(root, name, create=False, progress=say).made_of()

@@ -122,7 +122,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "coding_agent/schemas/task.schema.json",
         "coding_agent/supervisor/supervise.sh",
         "coding_agent/template/Pulumi.yaml",
-        "coding_agent/engine_build/go.mod",
+        "coding_agent/toolchain/pulumi/build/go.mod",
     } <= held
 
 

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from coding_agent import backend, engine, installation
-from coding_agent.engine_install import archive_name
+from coding_agent import backend
 from coding_agent.errors import EngineMissing
+from coding_agent.toolchain import installation
+from coding_agent.toolchain.pulumi import engine
+from coding_agent.toolchain.pulumi.ways import archive_name
 from fakes.download_host import DownloadHost
 
 SUMS = f"pulumi-{engine.VERSION}-checksums.txt"
-FIND = "import sys, json; from coding_agent import engine; e = engine.find_or_install(lambda s: print(s, file=sys.stderr)); print(json.dumps([str(e.command), e.origin]))"  # noqa: E501
+FIND = "import sys, json; from coding_agent.toolchain.pulumi import engine; e = engine.find_or_install(lambda s: print(s, file=sys.stderr)); print(json.dumps([str(e.command), e.origin]))"  # noqa: E501
 
 
 def archive(version: str = f"v{engine.VERSION}", padding: int = 2_000_000) -> bytes:
@@ -240,7 +242,7 @@ def test_engine_that_does_not_run_is_replaced(host: DownloadHost) -> None:
 
 def test_waiting_for_another_installer_has_a_limit(home: Path) -> None:
     """Who waits for another installer is told so, and gives up with an error that names the file it holds."""
-    hold = "import sys; from coding_agent.installation import lock; c = lock('x', print); c.__enter__(); print('held', flush=True); sys.stdin.read()"  # noqa: E501
+    hold = "import sys; from coding_agent.toolchain.installation import lock; c = lock('x', print); c.__enter__(); print('held', flush=True); sys.stdin.read()"  # noqa: E501
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"

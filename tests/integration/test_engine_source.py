@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import shared_cache
-from coding_agent import backend, engine, engine_source
+from coding_agent import backend
 from coding_agent.errors import EngineMissing
+from coding_agent.toolchain.pulumi import engine, source
 
 PROGRAM = """
 import pulumi
@@ -92,8 +93,8 @@ def test_go_builds_an_engine_that_runs_a_python_project(
 
 def test_pinned_versions_agree() -> None:
     """The Go module builds the version that the project installs, with a checksum for it."""
-    module = (engine_source.MODULE / "go.mod").read_text()
-    sums = (engine_source.MODULE / "go.sum").read_text()
+    module = (source.MODULE / "go.mod").read_text()
+    sums = (source.MODULE / "go.sum").read_text()
     for name in ("pkg", "sdk"):
         assert f"github.com/pulumi/pulumi/{name}/v3 v{engine.VERSION}" in module
         assert f"github.com/pulumi/pulumi/{name}/v3 v{engine.VERSION} h1:" in sums

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from coding_agent import backend, engine
+from coding_agent import backend
 from coding_agent.errors import EngineMissing, InvalidInput
+from coding_agent.toolchain.pulumi import engine
 
 
 @pytest.fixture

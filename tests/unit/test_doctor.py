@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from coding_agent import backend, doctor, engine
+from coding_agent import backend, doctor
 from coding_agent.doctor import Finding, State
+from coding_agent.toolchain.pulumi import engine
 
 
 def program(path: Path, script: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coding_agent import engine
+from coding_agent.toolchain.pulumi import engine
 
 
 def program(folder: Path, says: str, *, code: int = 0, name: str = "pulumi") -> Path:
@@ -87,6 +87,6 @@ def test_a_damaged_memory_of_versions_does_no_harm(home: Path, tmp_path: Path, m
 
 def test_finding_an_engine_imports_no_engine_library() -> None:
     """Looking for the engine loads neither pulumi nor the download's and the parser's libraries."""
-    listing = "import sys; from coding_agent import engine, backend; print(*sys.modules)"
+    listing = "import sys; import coding_agent.toolchain.pulumi.engine, coding_agent.backend; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     assert not {"pulumi", "yaml", "urllib.request", "tarfile", "http.client"} & set(done.stdout.split())

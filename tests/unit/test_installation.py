@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coding_agent import installation
+from coding_agent.toolchain import installation
 
 
 def _archive(path: Path, *members: tuple[str, bytes | None, int]) -> Path:

@@ -112,8 +112,9 @@ def completion_command(shell: str) -> int:
 @json_option
 def version_command(as_json: bool) -> int:
     """Print the versions of coding-agent, of the engine that would be used, and of Claude Code. Installs nothing."""
-    from coding_agent import __version__, claude, engine
+    from coding_agent import __version__, claude
     from coding_agent.errors import CodingAgentError
+    from coding_agent.toolchain.pulumi import engine
 
     screen = Screen(as_json=as_json)
     found, _ = engine.find()

@@ -24,8 +24,8 @@ from coding_agent.supervisor import SCRIPTS
 
 if TYPE_CHECKING:
     from coding_agent.agent_settings import Limits
-    from coding_agent.installation import Progress
     from coding_agent.task import Task
+    from coding_agent.toolchain.installation import Progress
 
 HEARTBEAT_LIMIT = 60.0  # seconds without a heartbeat after which a supervisor that lives is called unresponsive
 CHUNK = 4 * 1024 * 1024  # bytes fetched at once

@@ -27,9 +27,9 @@ from coding_agent.executors.survey import survey
 from coding_agent.supervisor import mark
 
 if TYPE_CHECKING:
-    from coding_agent.installation import Progress
     from coding_agent.settings import ExecutorSpec
     from coding_agent.task import Task
+    from coding_agent.toolchain.installation import Progress
 
 __all__ = ["connect", "sweep", "unenforced"]
 

@@ -202,7 +202,7 @@ def _podman() -> Engine:
 
 def _serve(socket: Path) -> None:
     """Start podman's service on the socket; it ends by itself when nobody has asked for a while."""
-    from coding_agent.installation import lock
+    from coding_agent.toolchain.installation import lock
 
     program = shutil.which("podman")
     if program is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from docker.errors import NotFound
 
-from coding_agent import claude, plugins
+from coding_agent import claude
 from coding_agent.container_options import is_volume_name
 from coding_agent.errors import CodingAgentError, ExecutorUnavailable
 from coding_agent.executors import container, container_image, gpus
@@ -21,6 +21,7 @@ from coding_agent.executors.container_limits import ROOM, effective
 from coding_agent.executors.declared import Declared, Wanted
 from coding_agent.executors.leftovers import Leftovers
 from coding_agent.plugin import one_line
+from coding_agent.toolchain.pulumi import plugins
 
 if TYPE_CHECKING:
     from coding_agent.executors.container_image import Facts

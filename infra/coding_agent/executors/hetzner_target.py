@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from coding_agent import credentials, plugins
+from coding_agent import credentials
 from coding_agent.errors import ExecutorUnavailable
 from coding_agent.executors import cloud_init, hetzner, hetzner_api, server_answer, ssh_agent, ssh_target
 from coding_agent.executors.declared import Declared, Wanted
@@ -27,6 +27,7 @@ from coding_agent.executors.host_keys import KeyPair
 from coding_agent.executors.leftovers import Leftovers
 from coding_agent.quantities import seconds
 from coding_agent.settings import Settings
+from coding_agent.toolchain.pulumi import plugins
 
 if TYPE_CHECKING:
     from coding_agent.executors.before import Before

@@ -20,9 +20,9 @@ from coding_agent.executors.connection import Completed
 from coding_agent.supervisor import SCRIPTS
 
 if TYPE_CHECKING:
-    from coding_agent.installation import Progress
     from coding_agent.settings import ExecutorSpec
     from coding_agent.task import Task
+    from coding_agent.toolchain.installation import Progress
 
 # What an agent gets of this machine's environment. Everything else (a passphrase, a cloud token, another's API key)
 # stays out; the executors file's `env`, a task's `env` and `secrets` add what is wanted.

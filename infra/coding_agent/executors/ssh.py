@@ -25,8 +25,8 @@ from coding_agent.text import neutralise
 
 if TYPE_CHECKING:
     from coding_agent.executors.ssh_login import Login
-    from coding_agent.installation import Progress
     from coding_agent.task import Task
+    from coding_agent.toolchain.installation import Progress
 
 __all__ = ["answers", "connect", "login", "sweep", "try_out", "unenforced"]
 

@@ -282,7 +282,7 @@ def _no_client(program: str) -> ExecutorUnavailable:
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
-    from coding_agent.installation import tail
+    from coding_agent.toolchain.installation import tail
 
     return tail(done.stderr, 2) or f"{done.args[0]} ended with {done.returncode}"
 

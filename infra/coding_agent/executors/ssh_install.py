@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from coding_agent import claude
 from coding_agent.errors import ClaudeMissing, ConnectionBroken
-from coding_agent.installation import sha256
+from coding_agent.toolchain.installation import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coding_agent.executors.base import Executor
-    from coding_agent.installation import Progress
+    from coding_agent.toolchain.installation import Progress
 
 PIECE = 8 * 1024 * 1024  # bytes of the program that are sent at once
 PIECE_LIMIT = 300.0  # seconds for one

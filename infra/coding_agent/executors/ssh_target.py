@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from coding_agent import paths, plugins
+from coding_agent import paths
 from coding_agent.executors import host_keys, ssh_login
 from coding_agent.executors.declared import Declared, Wanted
-from coding_agent.installation import lock, quiet, replacing
 from coding_agent.supervisor import SCRIPTS, mark
+from coding_agent.toolchain.installation import lock, quiet, replacing
+from coding_agent.toolchain.pulumi import plugins
 
 if TYPE_CHECKING:
     from pulumi_command import remote

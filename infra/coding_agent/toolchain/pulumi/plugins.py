@@ -9,11 +9,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from coding_agent import engine
-from coding_agent.engine_install import MIRROR, checksum
 from coding_agent.errors import PluginMissing
-from coding_agent.installation import Progress, lock, sha256, tail
 from coding_agent.paths import engine_home
+from coding_agent.toolchain.installation import Progress, lock, sha256, tail
+from coding_agent.toolchain.pulumi import engine
+from coding_agent.toolchain.pulumi.ways import MIRROR, checksum
 
 LIMIT = 15 * 60.0  # seconds for a download; some plugins have 100 MB
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}

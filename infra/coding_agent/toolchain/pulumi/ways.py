@@ -11,9 +11,9 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
 
-from coding_agent.engine import VERSION
-from coding_agent.installation import Progress, replacing, sha256, unpack
 from coding_agent.paths import cache_dir
+from coding_agent.toolchain.installation import Progress, replacing, sha256, unpack
+from coding_agent.toolchain.pulumi.engine import VERSION
 
 MIRROR = "CODING_AGENT_PULUMI_MIRROR"
 DOWNLOAD = "CODING_AGENT_PULUMI_DOWNLOAD"  # another address for the official archives, as behind a company's proxy
@@ -82,7 +82,7 @@ def from_download(target: Path, progress: Progress) -> str:
 
 def from_source(target: Path, progress: Progress) -> str:
     """Build the engine with Go out of the project's own module, whose versions and checksums are pinned."""
-    from coding_agent.engine_source import build
+    from coding_agent.toolchain.pulumi.source import build
 
     build(target, progress)
     return "source"

@@ -1,6 +1,6 @@
 """Build the Pulumi engine with Go: the last way, for machines that reach a module proxy but no download host.
 
-Pulumi's Python language host is not served as a module; `engine_build/pulumi-language-python` stands in for it.
+Pulumi's Python language host is not served as a module; `build/pulumi-language-python` stands in for it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from coding_agent.engine import VERSION
-from coding_agent.engine_install import StepFailed
-from coding_agent.installation import Progress, replacing, tail
+from coding_agent.toolchain.installation import Progress, replacing, tail
+from coding_agent.toolchain.pulumi.engine import VERSION
+from coding_agent.toolchain.pulumi.ways import StepFailed
 
 LIMIT = 40 * 60.0  # seconds for the whole build; it takes 3.5 minutes on two cores
-MODULE = Path(__file__).parent / "engine_build"
+MODULE = Path(__file__).parent / "build"
 _MAIN = "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
 _HOST = "./pulumi-language-python"
 _SDK = "github.com/pulumi/pulumi/sdk/v3"

@@ -1,5 +1,5 @@
-// What engine_source.py builds where no archive of the engine can be had. Another version: change it here and in
-// engine.py, then `go mod tidy`.
+// What ../source.py builds where no archive of the engine can be had. Another version: change it here and in
+// ../engine.py, then `go mod tidy`.
 module coding-agent-engine
 
 go 1.25.11

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coding_agent.errors import EngineMissing
-from coding_agent.installation import Progress, lock, quiet, version_of
 from coding_agent.paths import cache_dir
+from coding_agent.toolchain.installation import Progress, lock, quiet, version_of
 
 VERSION = "3.259.0"  # what is installed where there is none
 MINIMUM = (3, 235, 0)  # the oldest one that is accepted on PATH
@@ -70,7 +70,7 @@ def find_or_install(progress: Progress = quiet) -> Engine:
     engine, _ = find()
     if engine:
         return engine
-    from coding_agent import engine_install as ways
+    from coding_agent.toolchain.pulumi import ways
 
     with lock("pulumi", progress):
         engine, missed = find()  # whoever held the lock may have installed it meanwhile
