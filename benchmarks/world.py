@@ -49,7 +49,7 @@ class World:
         from coding_agent.paths import engine_home
         from coding_agent.toolchain.pulumi import plugins
 
-        plugins.find_or_install(name, print)
+        plugins.find_or_install((name,), print)
         folder = self.home / "pulumi" / "plugins"
         if not folder.exists():
             folder.parent.mkdir(exist_ok=True)

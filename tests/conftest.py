@@ -109,7 +109,7 @@ def _plugin(name: str, engine_folder: Path) -> Path:
         patch.setenv("PATH", os.pathsep.join([str(engine_folder), os.environ["PATH"]]))
         if MIRROR.is_dir() and not os.environ.get("CODING_AGENT_PULUMI_MIRROR"):
             patch.setenv("CODING_AGENT_PULUMI_MIRROR", str(MIRROR))
-        plugins.find_or_install(name, print)
+        plugins.find_or_install((name,), print)
     return shared_cache.FOLDER / "pulumi-home" / "plugins"
 
 

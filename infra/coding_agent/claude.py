@@ -11,12 +11,11 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from coding_agent.errors import ClaudeMissing, InvalidInput
 from coding_agent.paths import cache_dir
-from coding_agent.toolchain.installation import Progress, lock, quiet, replacing, tail, unpack, version_of
+from coding_agent.toolchain.installation import Progress, lock, on_path, quiet, replacing, tail, unpack, version_of
 
 PINNED_VERSION = "2.1.330"
 NPM_LIMIT = 15 * 60.0  # seconds; 175 MB
@@ -82,7 +81,7 @@ def find(claude_path: str | None = None, version: str | None = None, progress: P
             return command
         progress(f"{command} is Claude Code {has}; the task demands {version}")
     else:
-        for command in _on_path():
+        for command in on_path("claude"):
             try:
                 has = version_number(command)
             except OSError as error:
@@ -136,14 +135,6 @@ def _checked(command: Path) -> str:
             f"no usable Claude Code at claude_path: {error}",
             next_step="correct claude_path in the executors file, or leave it out",
         ) from error
-
-
-def _on_path() -> Iterator[Path]:
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        command = Path(folder) / "claude"
-        # A relative or empty entry of PATH means the current folder, which may be anyone's checkout.
-        if folder.startswith("/") and command.is_file() and os.access(command, os.X_OK):
-            yield command
 
 
 def _folder(version: str, platform: str) -> Path:

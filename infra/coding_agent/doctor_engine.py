@@ -33,7 +33,7 @@ def engine_parts(fix: bool, progress: Progress) -> Iterator[Finding]:
             "`coding-agent doctor --fix` installs it, as the first `coding-agent up` does",
         )
         return
-    yield Finding("Pulumi engine", State.OK, f"{found.command}, {found.version} ({found.origin})")
+    yield Finding("Pulumi engine", State.OK, f"{found.command}, {found.version} ({found.origin}, {found.kind})")
     language = found.language_plugin
     yield (
         Finding("language plugin", State.OK, str(language))
@@ -50,11 +50,10 @@ def engine_parts(fix: bool, progress: Progress) -> Iterator[Finding]:
 
 def installed_plugin(name: str, prevents: str, fix: bool, progress: Progress) -> Finding:
     """Say whether one of the engine's own plugins is there, and what it `prevents` where it is not."""
-    version = plugins.version(name)
-    found = plugins.find(name) or (plugins.find_or_install(name, progress) if fix else None)
-    if found:
-        return Finding(f"{name} plugin", State.OK, f"{found}, for version {version}")
-    missing = f"the engine's plugin {name} {version} is not installed"
+    plugin = plugins.find(name) or (plugins.find_or_install((name,), progress)[name] if fix else None)
+    if plugin:
+        return Finding(f"{name} plugin", State.OK, f"{plugin.place}, for version {plugin.version} ({plugin.kind})")
+    missing = f"the engine's plugin {name} {plugins.version(name)} is not installed"
     return Finding(f"{name} plugin", State.WARNING, missing, prevents, "`coding-agent doctor --fix` installs it")
 
 

@@ -314,7 +314,7 @@ class Stack:
                 if not lacked:
                     raise self._failure(heard, error) from error
                 for name, version in lacked:
-                    plugins.find_or_install(name, heard.say, version)
+                    plugins.find_or_install((name,), heard.say, version)
                 got |= lacked
                 heard.errors.clear()
         raise EngineFailed(f"stack {self.name} is locked again and again", next_step="see what else works on it")

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from coding_agent import backend
+import package_index
 from coding_agent.errors import EngineMissing
 from coding_agent.toolchain import installation
-from coding_agent.toolchain.pulumi import engine
-from coding_agent.toolchain.pulumi.ways import archive_name
+from coding_agent.toolchain.pulumi import engine, parts
 from fakes.download_host import DownloadHost
+from user import User
 
-SUMS = f"pulumi-{engine.VERSION}-checksums.txt"
+SUMS = f"pulumi-{parts.VERSION}-checksums.txt"
 FIND = "import sys, json; from coding_agent.toolchain.pulumi import engine; e = engine.find_or_install(lambda s: print(s, file=sys.stderr)); print(json.dumps([str(e.command), e.origin]))"  # noqa: E501
 
 
-def archive(version: str = f"v{engine.VERSION}", padding: int = 2_000_000) -> bytes:
+def archive(version: str = f"v{parts.VERSION}", padding: int = 2_000_000) -> bytes:
     """Return an archive laid out as the official one, with a small program in place of the engine."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
@@ -44,16 +44,18 @@ def archive(version: str = f"v{engine.VERSION}", padding: int = 2_000_000) -> by
 
 def sums(content: bytes) -> bytes:
     """Return a checksum file that names the archive among others."""
-    return f"{'0' * 64}  pulumi-other.tar.gz\n{hashlib.sha256(content).hexdigest()}  {archive_name()}\n".encode()
+    digest = hashlib.sha256(content).hexdigest()
+    return f"{'0' * 64}  pulumi-other.tar.gz\n{digest}  {parts.engine_part().archive}\n".encode()
 
 
 @pytest.fixture
 def bare(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a home on a machine with neither pulumi, go nor a mirror."""
+    """Return a home on a machine with neither pulumi, Go, a mirror nor a package index."""
     tools = home / "tools"
     tools.mkdir()
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.delenv("CODING_AGENT_PULUMI_MIRROR", raising=False)
+    package_index.refuse(monkeypatch)
     return home
 
 
@@ -61,24 +63,21 @@ def bare(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def host(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DownloadHost]:
     """Run a host with a good archive and its checksums, and name it as the download's address."""
     content = archive()
-    with DownloadHost({archive_name(): content, SUMS: sums(content)}) as running:
+    with DownloadHost({parts.engine_part().archive: content, SUMS: sums(content)}) as running:
         monkeypatch.setenv("CODING_AGENT_PULUMI_DOWNLOAD", running.url)
         yield running
 
 
 def leftovers() -> list[str]:
     """Return what an installation may not leave in the cache: temporary folders and archives."""
-    cache = engine.installed_folder().parents[1]
+    cache = parts.engine_part().folder.parents[1]
     return [str(p) for p in cache.rglob("*") if p.name.startswith(".") or p.suffix in (".gz", ".part")]
 
 
-def test_this_machine_gets_an_engine_that_reaches_its_backend(home: Path) -> None:
-    """With what this machine has, an engine is found or installed, runs, and opens the default backend."""
-    found = engine.find_or_install()
-    added = {**os.environ, **backend.environment(engine=found)}
-    done = subprocess.run(["pulumi", "whoami", "-v"], env=added, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert f"Backend URL: file://{home}/.local/state/coding-agent/backend" in done.stdout
+def test_this_machine_has_an_engine_that_reaches_its_backend(user: User) -> None:
+    """The engine that this machine has, or that was installed on it, runs and opens the default backend."""
+    done = user.pulumi("whoami", "-v")
+    assert f"Backend URL: file://{user.home}/.local/state/coding-agent/backend" in done.stdout
 
 
 def test_mirror_is_unpacked_once(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +85,7 @@ def test_mirror_is_unpacked_once(bare: Path, tmp_path: Path, monkeypatch: pytest
     content = archive()
     mirror = tmp_path / "a mirror"
     mirror.mkdir()
-    (mirror / archive_name()).write_bytes(content)
+    (mirror / parts.engine_part().archive).write_bytes(content)
     (mirror / "SHA256SUMS").write_bytes(sums(content))
     monkeypatch.setenv("CODING_AGENT_PULUMI_MIRROR", str(mirror))
 
@@ -104,9 +103,9 @@ def test_mirror_is_unpacked_once(bare: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("archive_there", "sums_there", "reason"),
     [
-        (False, True, f"{archive_name()} does not exist"),
+        (False, True, f"{parts.engine_part().archive} does not exist"),
         (True, False, "its checksums can't be read"),
-        (True, True, f"{archive_name()} has the wrong checksum: "),
+        (True, True, f"{parts.engine_part().archive} has the wrong checksum: "),
     ],
 )
 def test_mirror_that_cannot_be_used_is_said(
@@ -114,7 +113,7 @@ def test_mirror_that_cannot_be_used_is_said(
 ) -> None:
     """A mirror without the archive, without checksums or with a wrong one is named with its reason, and not used."""
     if archive_there:
-        (tmp_path / archive_name()).write_bytes(archive())
+        (tmp_path / parts.engine_part().archive).write_bytes(archive())
     if sums_there:
         (tmp_path / "SHA256SUMS").write_bytes(sums(b"something else"))
     monkeypatch.setenv("CODING_AGENT_PULUMI_MIRROR", str(tmp_path))
@@ -125,7 +124,7 @@ def test_mirror_that_cannot_be_used_is_said(
 
     line = next(line for line in str(failed.value).splitlines() if line.startswith("  mirror: "))
     assert reason in line
-    assert not engine.installed_folder().exists()
+    assert not parts.engine_part().folder.exists()
     assert leftovers() == []
 
 
@@ -134,18 +133,18 @@ def test_download_with_a_good_checksum(host: DownloadHost) -> None:
     said: list[str] = []
     found = engine.find_or_install(said.append)
     assert found.origin == "download"
-    assert any(line.startswith(f"downloading pulumi {engine.VERSION}: ") and line.endswith(" MB") for line in said)
+    assert any(line.startswith(f"downloading pulumi {parts.VERSION}: ") and line.endswith(" MB") for line in said)
     assert engine.find_or_install().origin == "cache"
-    assert [name for name, _ in host.requests] == [SUMS, archive_name()]
+    assert [name for name, _ in host.requests] == [SUMS, parts.engine_part().archive]
     assert leftovers() == []
 
 
 def test_download_with_a_bad_checksum(host: DownloadHost) -> None:
     """An archive that isn't what its checksum says is refused by name and not kept."""
-    host.files[archive_name()] = archive()
+    host.files[parts.engine_part().archive] = archive()
     with pytest.raises(EngineMissing, match=r"download: pulumi-v.* has the wrong checksum"):
         engine.find_or_install()
-    assert not engine.installed_folder().exists()
+    assert not parts.engine_part().folder.exists()
     assert leftovers() == []
 
 
@@ -165,29 +164,29 @@ def test_download_host_that_is_down(bare: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_download_of_a_version_that_is_not_there(host: DownloadHost) -> None:
     """A host without the archive is a named step with the host's answer."""
-    del host.files[archive_name()]
+    del host.files[parts.engine_part().archive]
     with pytest.raises(EngineMissing, match=r"download: .*Not Found"):
         engine.find_or_install()
 
 
 def test_download_that_breaks_off_goes_on_where_it_stopped(host: DownloadHost) -> None:
     """A truncated download is said; the next call fetches only the rest, and the whole is checked."""
-    size = len(host.files[archive_name()])
-    host.stop_after[archive_name()] = 700_000
+    size = len(host.files[parts.engine_part().archive])
+    host.stop_after[parts.engine_part().archive] = 700_000
     with pytest.raises(EngineMissing, match=rf"broke off after 700000 of {size} bytes"):
         engine.find_or_install()
-    assert not engine.installed_folder().exists()
+    assert not parts.engine_part().folder.exists()
 
     host.stop_after.clear()
     assert engine.find_or_install().origin == "download"
-    assert host.requests[-1] == (archive_name(), "bytes=700000-")
-    assert host.sent[archive_name()] == size
+    assert host.requests[-1] == (parts.engine_part().archive, "bytes=700000-")
+    assert host.sent[parts.engine_part().archive] == size
     assert leftovers() == []
 
 
 def test_rest_of_another_archive_is_thrown_away(host: DownloadHost) -> None:
     """What an earlier download left of another file fails the checksum once and is never used again."""
-    part = engine.installed_folder().parents[1] / "downloads" / archive_name().replace(".gz", ".part")
+    part = parts.engine_part().folder.parents[1] / "downloads" / parts.engine_part().archive.replace(".gz", ".part")
     part.parent.mkdir(parents=True)
     part.write_bytes(os.urandom(1000))
     with pytest.raises(EngineMissing, match="wrong checksum"):
@@ -205,12 +204,12 @@ def test_six_installers_at_once_fetch_once(host: DownloadHost) -> None:
     found = [json.loads(out) for out, _ in answers]
     assert len({command for command, _ in found}) == 1
     assert sorted(origin for _, origin in found) == ["cache"] * 5 + ["download"]
-    assert [name for name, _ in host.requests] == [SUMS, archive_name()]
+    assert [name for name, _ in host.requests] == [SUMS, parts.engine_part().archive]
 
 
 def test_killed_installer_is_taken_over(host: DownloadHost) -> None:
     """After kill -9 in the middle of a download another call goes on with it at once: no lock stays behind."""
-    host.stop_after[archive_name()] = 500_000
+    host.stop_after[parts.engine_part().archive] = 500_000
     host.hold = threading.Event()
     first = subprocess.Popen([sys.executable, "-c", FIND], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -221,7 +220,7 @@ def test_killed_installer_is_taken_over(host: DownloadHost) -> None:
     host.hold.set()
     host.hold = None
     host.stop_after.clear()
-    stale = engine.installed_folder().with_name(f".{engine.installed_folder().name}.killed")
+    stale = parts.engine_part().folder.with_name(f".{parts.engine_part().folder.name}.killed")
     stale.mkdir(parents=True)
 
     assert engine.find_or_install().origin == "download"
@@ -230,7 +229,7 @@ def test_killed_installer_is_taken_over(host: DownloadHost) -> None:
 
 def test_engine_that_does_not_run_is_replaced(host: DownloadHost) -> None:
     """A broken program in the cache is said and replaced by a working one."""
-    broken = engine.installed_folder() / "pulumi"
+    broken = parts.engine_part().folder / "pulumi"
     broken.parent.mkdir(parents=True)
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import package_index
 from coding_agent import backend, doctor
 from coding_agent.doctor import Finding, State
-from coding_agent.toolchain.pulumi import engine
+from coding_agent.toolchain.pulumi import parts
 
 
 def program(path: Path, script: str) -> Path:
@@ -60,7 +61,7 @@ def test_examining_changes_nothing(home: Path, empty_path: Path) -> None:
     findings()
     state = home / ".local" / "state" / "coding-agent"
     assert not state.exists()
-    assert not engine.installed_folder().exists()
+    assert not parts.engine_part().folder.exists()
 
 
 def test_not_linux_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +211,7 @@ def test_credential_source_that_gives_nothing_is_said(
 def test_fix_installs_the_engine(empty_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `fix` what can be installed is, and what can't is said with each way that failed."""
     monkeypatch.setenv("CODING_AGENT_PULUMI_DOWNLOAD", "http://127.0.0.1:9")
+    package_index.refuse(monkeypatch)
     found = {each.name: each for each in doctor.examine(fix=True)}
     assert "mirror: CODING_AGENT_PULUMI_MIRROR is not set" in found["Pulumi engine"].found
     assert "source: Go is not installed" in found["Pulumi engine"].found

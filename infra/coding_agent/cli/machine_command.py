@@ -114,7 +114,7 @@ def version_command(as_json: bool) -> int:
     """Print the versions of coding-agent, of the engine that would be used, and of Claude Code. Installs nothing."""
     from coding_agent import __version__, claude
     from coding_agent.errors import CodingAgentError
-    from coding_agent.toolchain.pulumi import engine
+    from coding_agent.toolchain.pulumi import engine, parts, plugins
 
     screen = Screen(as_json=as_json)
     found, _ = engine.find()
@@ -127,22 +127,43 @@ def version_command(as_json: bool) -> int:
         "coding_agent": __version__,
         "python": sys.version.split()[0],
         "engine": found.version if found else None,
-        "engine_installs": engine.VERSION,
+        "engine_installs": parts.VERSION,
+        "engine_kind": found.kind if found else None,
+        "plugins": {
+            name: {"version": plugins.version(name), "kind": plugin.kind if plugin else None}
+            for name, plugin in ((name, plugins.find(name)) for name in plugins.PLUGINS)
+        },
         "claude": agent,
         "claude_pinned": claude.PINNED_VERSION,
     }
     if as_json:
         screen.data(known)
         return 0
-    engine_here = f"{found.version} ({found.command})" if found else f"not here yet; {engine.VERSION} will be installed"
-    agent_here = f"{agent} ({program})" if agent else f"not here yet; {claude.PINNED_VERSION} will be installed"
+    engine_here = (
+        f"{found.version} ({found.command}, {found.kind})"
+        if found
+        else f"not here yet; {parts.VERSION} will be installed"
+    )
+    agent_here = f"{agent} ({program})" if agent else _later(claude.PINNED_VERSION)
     screen.table(
         ("", ""),
         [
             ("coding-agent", __version__),
             ("python", str(known["python"])),
             ("engine", f"pulumi {engine_here}"),
+            *((f"plugin {name}", _plugin(name)) for name in plugins.PLUGINS),
             ("claude code", f"{agent_here}; pinned {claude.PINNED_VERSION}"),
         ],
     )
     return 0
+
+
+def _plugin(name: str) -> str:
+    from coding_agent.toolchain.pulumi import plugins
+
+    version, plugin = plugins.version(name), plugins.find(name)
+    return f"{version} ({plugin.place}, {plugin.kind})" if plugin else _later(version)
+
+
+def _later(version: str) -> str:
+    return f"not here yet; {version} will be installed"

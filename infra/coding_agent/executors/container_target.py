@@ -57,7 +57,7 @@ def declare(wanted: Wanted) -> Declared:
     try:
         if wanted.spec.options.get("container"):
             return _existing(engine, wanted)
-        plugins.find_or_install("docker", wanted.say)
+        plugins.find_or_install(("docker",), wanted.say)
         return _made(engine, wanted)
     finally:
         engine.close()

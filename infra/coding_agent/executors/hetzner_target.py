@@ -76,7 +76,7 @@ def declare(wanted: Wanted) -> Declared:
     found, cloud = wanted.before, hetzner_api.cloud()
     if _over(found, cloud, wanted.spec):
         return Declared()
-    plugins.find_or_install("hcloud", wanted.say)
+    plugins.find_or_install(("hcloud", "command"), wanted.say)
     there = found.one(SERVER) if found.stays else None
     if there is None and not wanted.preview:
         # Before anything costs.

@@ -126,7 +126,7 @@ def prepared(
 
     With `deleted_with` nothing is removed there when that goes too. Raises `PluginMissing`.
     """
-    plugins.find_or_install("command", wanted.say)
+    plugins.find_or_install(("command",), wanted.say)
     from pulumi_command import remote
 
     def options(*needed: pulumi.Resource) -> pulumi.ResourceOptions:

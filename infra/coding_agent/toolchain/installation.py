@@ -37,6 +37,15 @@ def quiet(_line: str) -> None:
     """Take a line of progress and show it to no one."""
 
 
+def on_path(name: str) -> Iterator[Path]:
+    """Give the programs of that name on PATH, in its order."""
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        command = Path(folder) / name
+        # A relative or empty entry of PATH means the current folder, which may be anyone's checkout.
+        if folder.startswith("/") and command.is_file() and os.access(command, os.X_OK):
+            yield command
+
+
 @contextmanager
 def lock(name: str, progress: Progress, *, limit: float = WAIT_FOR_OTHER) -> Iterator[None]:
     """Hold the installation called `name`; wait at most `limit` seconds for whoever holds it.

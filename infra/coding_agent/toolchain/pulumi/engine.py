@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from coding_agent.errors import EngineMissing
-from coding_agent.paths import cache_dir
-from coding_agent.toolchain.installation import Progress, lock, quiet, version_of
+from coding_agent.toolchain.installation import Progress, lock, on_path, quiet, version_of
+from coding_agent.toolchain.pulumi.parts import Missed, Part, built_here, engine_part
 
-VERSION = "3.259.0"  # what is installed where there is none
 MINIMUM = (3, 235, 0)  # the oldest one that is accepted on PATH
 LANGUAGE_PLUGIN = "pulumi-language-python"
 # Asked for its version, the engine would otherwise look for a newer one on the internet.
@@ -29,6 +27,13 @@ class Engine:
     origin: str  # PATH, cache, mirror, download, source
 
     @property
+    def kind(self) -> str:
+        """Return `built here` where this project built it, `official` where it came in an archive, else `not known`."""
+        if self.origin == "PATH":
+            return "not known"
+        return "built here" if built_here(self.command.resolve().parent) else "official"
+
+    @property
     def language_plugin(self) -> Path | None:
         """The program that lets a bare `pulumi up` run a Python project; None where there is none."""
         import shutil
@@ -36,17 +41,6 @@ class Engine:
         beside = self.command.resolve().parent / LANGUAGE_PLUGIN
         found = str(beside) if os.access(beside, os.X_OK) else shutil.which(LANGUAGE_PLUGIN)
         return Path(found) if found else None
-
-
-@dataclass(frozen=True)
-class Missed:
-    """A way to an engine that did not work, and why."""
-
-    way: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.way}: {self.reason}"
 
 
 def find() -> tuple[Engine | None, tuple[Missed, ...]]:
@@ -72,34 +66,27 @@ def find_or_install(progress: Progress = quiet) -> Engine:
         return engine
     from coding_agent.toolchain.pulumi import ways
 
+    part = engine_part()
     with lock("pulumi", progress):
-        engine, missed = find()  # whoever held the lock may have installed it meanwhile
+        engine, missed = find()  # the process that held the lock may have installed it meanwhile
         if engine:
             return engine
-        failures = list(missed)
-        steps: tuple[Callable[[Path, Progress], str], ...] = (ways.from_mirror, ways.from_download, ways.from_source)
-        for step in steps:
-            try:
-                origin = step(installed_folder(), progress)
-            except ways.StepFailed as failure:
-                failures.append(Missed(failure.way, failure.reason))
-                progress(f"engine from {failures[-1]}")
-                continue
-            found = examine(installed_folder() / "pulumi", origin)
-            if isinstance(found, Engine):
-                progress(f"engine: pulumi {found.version} from {origin}")
-                return found
-            failures.append(found)
+
+        def check(_part: Part) -> str | None:
+            examined = examine(command, "cache")
+            return examined.reason if isinstance(examined, Missed) else None
+
+        command = part.folder / part.program
+        attempt = ways.install([part], progress, ways.engine_download, check)[part]
+        result = examine(command, attempt.way) if attempt.way else None
+        if isinstance(result, Engine):
+            progress(f"engine: pulumi {result.version} from {result.origin}")
+            return result
     raise EngineMissing(
-        "no usable Pulumi engine: " + "".join(f"\n  {each}" for each in failures),
+        "no usable Pulumi engine: " + "".join(f"\n  {reason}" for reason in (*missed, *attempt.missed)),
         next_step=f"install Pulumi {'.'.join(map(str, MINIMUM))} or newer (https://www.pulumi.com/docs/install/), or "
-        f"set {ways.MIRROR} to a folder that holds {ways.archive_name()} and its SHA256SUMS",
+        f"set {ways.MIRROR} to a folder that holds {part.archive} and its SHA256SUMS",
     )
-
-
-def installed_folder() -> Path:
-    """Return where this project's own engine lies once it is installed."""
-    return cache_dir() / "pulumi" / f"v{VERSION}-{sys.platform}-{os.uname().machine}"
 
 
 def examine(command: Path, origin: str) -> Engine | Missed:
@@ -117,11 +104,9 @@ def examine(command: Path, origin: str) -> Engine | Missed:
 
 
 def _candidates() -> Iterator[tuple[str, Path]]:
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        command = Path(folder) / "pulumi"
-        # A relative or empty entry of PATH means the current folder, which may be anyone's checkout.
-        if folder.startswith("/") and command.is_file() and os.access(command, os.X_OK):
-            yield "PATH", command
-    command = installed_folder() / "pulumi"
+    for command in on_path("pulumi"):
+        yield "PATH", command
+    part = engine_part()
+    command = part.folder / part.program
     if command.is_file():
         yield "cache", command

@@ -1,116 +1,108 @@
-"""Find a plugin of the engine's, or get it: from PATH, the engine's own folder, a folder of archives, the download."""
+"""Find the engine's plugins, or get them: from PATH, the engine's own folder, a mirror, a download, or their source."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import shutil
-import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from coding_agent.errors import PluginMissing
-from coding_agent.paths import engine_home
-from coding_agent.toolchain.installation import Progress, lock, sha256, tail
+from coding_agent.toolchain.installation import Progress, lock, on_path
 from coding_agent.toolchain.pulumi import engine
-from coding_agent.toolchain.pulumi.ways import MIRROR, checksum
+from coding_agent.toolchain.pulumi.parts import PLUGINS, Part, built_here, is_outdated, plugin_part
 
-LIMIT = 15 * 60.0  # seconds for a download; some plugins have 100 MB
-_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+__all__ = ["PLUGINS", "Plugin", "find", "find_or_install", "version"]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that the engine would use."""
+
+    place: Path  # the program on PATH, or the folder where the engine keeps the plugin
+    version: str  # the one asked for; what a program on PATH is, it alone knows
+    origin: str  # PATH, or cache: the engine's own folder
+
+    @property
+    def kind(self) -> str:
+        """Return `built here` where this project built it, `official` where it came in an archive, else `not known`."""
+        if self.origin == "PATH":
+            return "not known"
+        return "built here" if built_here(self.place) else "official"
 
 
 def version(name: str) -> str:
     """Return the version that goes with the installed library of the provider, such as 5.1.0 for `docker`."""
-    # Not through an import of the library, which takes half a second.
-    found = importlib.util.find_spec(f"pulumi_{name}")
-    if found is None or found.origin is None:
-        raise PluginMissing(f"the library pulumi-{name} is not installed", next_step="install coding-agent again")
-    said = json.loads((Path(found.origin).parent / "pulumi-plugin.json").read_text(encoding="utf-8"))
-    return str(said["version"])
+    return plugin_part(name).version
 
 
-def find(name: str, wanted: str | None = None) -> str | None:
-    """Return where the plugin is: on PATH, or in the folder where the engine keeps them; None where it is not.
+def find(name: str, wanted: str | None = None) -> Plugin | None:
+    """Return the plugin, on PATH or in the folder where the engine keeps them; None where there is none.
 
-    The version `wanted` is by default the one that goes with the installed library.
+    The version `wanted` is by default the one that goes with the installed library. A plugin that an older release of
+    this project built does not count.
     """
-    on_path = shutil.which(f"pulumi-resource-{name}")
-    if on_path:
-        return on_path
-    folder = _folder() / f"resource-{name}-v{wanted or version(name)}"
-    # The engine marks an installation that is not finished.
-    whole = (folder / f"pulumi-resource-{name}").is_file() and not folder.with_name(f"{folder.name}.partial").exists()
-    return str(folder) if whole else None
+    return _find(plugin_part(name, wanted))
 
 
-def find_or_install(name: str, progress: Progress, wanted: str | None = None) -> str:
-    """Return where the plugin is; get it where it is not. Raises `PluginMissing` with the reason of every step."""
-    wanted = wanted or version(name)
-    found = find(name, wanted)
-    if found:
-        return found
-    with lock(f"plugin-{name}", progress):
-        found = find(name, wanted)  # whoever held the lock may have installed it meanwhile
-        if found:
-            return found
-        command = engine.find_or_install(progress).command
-        mirror, reason = _mirrored(_archive(name, wanted))
-        failures = [f"PATH: no pulumi-resource-{name} there", f"cache: not in {_folder()}"]
-        if mirror is None:
-            failures.append(f"mirror: {reason}")
-        for way, arguments in (("mirror", ["--file", str(mirror)] if mirror else None), ("download", [])):
-            if arguments is None:
-                continue
-            progress(f"installing the engine's plugin {name} {wanted} ({way})")
-            failure = _install(command, name, wanted, arguments)
-            found = find(name, wanted)
-            if failure is None and found:
-                return found
-            failures.append(f"{way}: {failure or 'it is not there afterwards'}")
+def find_or_install(names: Sequence[str], progress: Progress, wanted: str | None = None) -> dict[str, Plugin]:
+    """Return the plugins by name; get those that are not there.
+
+    Raises `PluginMissing` with the reason of every way for every one that can't be had.
+    """
+    parts = [plugin_part(name, wanted) for name in names]
+    lacking = [part for part in parts if _find(part) is None]
+    if lacking:
+        with ExitStack() as held:
+            for part in sorted(lacking, key=lambda part: part.name):  # one order: no two processes wait for one another
+                held.enter_context(lock(f"plugin-{part.name}", progress))
+            # The process that held a lock may have installed the plugin meanwhile.
+            lacking = [part for part in lacking if _find(part) is None]
+            for part in lacking:
+                _clear(part)
+            _install(lacking, progress)
+    plugins = {part.name: _find(part) for part in parts}
+    return {name: plugin for name, plugin in plugins.items() if plugin}
+
+
+def _install(parts: Sequence[Part], progress: Progress) -> None:
+    from coding_agent.toolchain.pulumi import ways
+
+    def check(part: Part) -> str | None:
+        return None if _find(part) else "it is not there afterwards"
+
+    download = ways.plugin_download(lambda: engine.find_or_install(progress).command)
+    attempts = ways.install(parts, progress, download, check)
+    failed = {part: attempt for part, attempt in attempts.items() if attempt.way is None}
+    if not failed:
+        return
+    texts = []
+    for part, attempt in failed.items():
+        places = (f"PATH: no {part.program} there", f"cache: not in {part.folder.parent}")
+        reasons = "".join(f"\n  {reason}" for reason in (*places, *attempt.missed))
+        texts.append(f"no plugin {part.name} {part.version} for the engine: {reasons}")
+    first = next(iter(failed))
     raise PluginMissing(
-        f"no plugin {name} {wanted} for the engine: " + "".join(f"\n  {each}" for each in failures),
-        next_step=f"`pulumi plugin install resource {name} {wanted}`, or set {MIRROR} to a folder that holds "
-        f"{_archive(name, wanted)} and its SHA256SUMS",
+        "\n".join(texts),
+        next_step=f"`pulumi plugin install resource {first.name} {first.version}`, or set {ways.MIRROR} to a folder "
+        f"that holds {' and '.join(part.archive for part in failed)} and its SHA256SUMS",
     )
 
 
-def _folder() -> Path:
-    return engine_home() / "plugins"
+def _clear(part: Part) -> None:
+    """Remove what an installation by the engine left that was broken off."""
+    if _unfinished(part).exists():
+        shutil.rmtree(part.folder, ignore_errors=True)
+        _unfinished(part).unlink(missing_ok=True)
 
 
-def _archive(name: str, wanted: str) -> str:
-    system = os.uname()
-    machine = system.machine.lower()
-    kind = f"{system.sysname.lower()}-{_ARCHITECTURES.get(machine, machine)}"
-    return f"pulumi-resource-{name}-v{wanted}-{kind}.tar.gz"
+def _unfinished(part: Part) -> Path:
+    return part.folder.with_name(f"{part.folder.name}.partial")  # the engine's mark
 
 
-def _mirrored(name: str) -> tuple[Path | None, str]:
-    """Return the archive of that name in the folder that $CODING_AGENT_PULUMI_MIRROR names, or why there is none."""
-    folder = os.environ.get(MIRROR)
-    if not folder:
-        return None, f"{MIRROR} is not set"
-    archive = Path(folder).expanduser() / name
-    if not archive.is_file():
-        return None, f"{archive} does not exist"
-    try:
-        expected = checksum((archive.parent / "SHA256SUMS").read_text(errors="replace"), archive.name)
-        found = sha256(archive)
-    except OSError as error:
-        return None, f"its checksums can't be read: {error}"
-    if found != expected:
-        return None, f"{archive.name} has the wrong checksum: {found}, expected {expected or 'one in SHA256SUMS'}"
-    return archive, ""
-
-
-def _install(command: Path, name: str, wanted: str, arguments: list[str]) -> str | None:
-    """Let the engine install the plugin; return why it did not."""
-    argv = [str(command), "plugin", "install", "resource", name, wanted, "--non-interactive", *arguments]
-    added = {"PULUMI_SKIP_UPDATE_CHECK": "true"}
-    try:
-        done = subprocess.run(
-            argv, env={**os.environ, **added}, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"not finished within {LIMIT / 60:.0f} minutes"
-    return None if done.returncode == 0 else tail((done.stderr or done.stdout).decode(errors="replace"), 2)
+def _find(part: Part) -> Plugin | None:
+    for command in on_path(part.program):
+        return Plugin(command, part.version, "PATH")
+    whole = (part.folder / part.program).is_file() and not _unfinished(part).exists()
+    return Plugin(part.folder, part.version, "cache") if whole and not is_outdated(part.folder) else None
