@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coding_agent.toolchain.pulumi.parts import Part, plugin_part
 from containers import Docker
 from fakes.scenarios import scenario
 from user import User
@@ -102,6 +105,17 @@ def test_image_without_git(container_user: User, docker: Docker) -> None:
 
 
 @pytest.mark.slow
+def _mirror(folder: Path, part: Part, folder_of_plugin: Path) -> str:
+    """Make a folder of archives that holds a plugin of this machine's, laid out as the official ones."""
+    folder.mkdir()
+    with tarfile.open(folder / part.archive, "w:gz", compresslevel=1) as packed:
+        packed.add(folder_of_plugin / part.program, arcname=part.program)
+    with (folder / part.archive).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    (folder / "SHA256SUMS").write_text(f"{digest}  {part.archive}\n")
+    return str(folder)
+
+
 def test_plugin_that_is_missing(container_user: User, docker: Docker) -> None:
     """Without the engine's plugin every way to it is tried, and named with its reason; local tasks need none.
 
@@ -109,17 +123,22 @@ def test_plugin_that_is_missing(container_user: User, docker: Docker) -> None:
     """
     user = container_user
     kept = user.home / ".pulumi" / "plugins"
+    plugin = plugin_part("docker")
+    mirror = _mirror(user.home / "mirror", plugin, kept.resolve() / plugin.folder.name)
     kept.unlink()
     nowhere: dict[str, Any] = {
         "CODING_AGENT_PULUMI_MIRROR": str(user.home / "no-mirror"),
         "https_proxy": "http://127.0.0.1:1",
+        "GOPROXY": "off",
+        "PIP_INDEX_URL": "http://127.0.0.1:1",
+        "PIP_RETRIES": "0",
     }
     user.job(command="true", executor="box")
 
     def lacks(verb: str) -> None:
         said = _refused(user, verb, "job", **nowhere)
         assert "no plugin docker 5.1.0 for the engine" in said
-        for way in ("PATH: ", "cache: ", "mirror: ", "download: "):
+        for way in ("PATH: ", "cache: ", "mirror: ", "download: ", "source: "):
             assert way in said
         assert "pulumi plugin install resource docker 5.1.0" in said
 
@@ -127,11 +146,13 @@ def test_plugin_that_is_missing(container_user: User, docker: Docker) -> None:
     user.job("here", command="true", executor="local")
     user.cli("up", "here", **nowhere)
     user.cli("destroy", "here")
-    user.cli("up", "job")
+    user.cli("up", "job", CODING_AGENT_PULUMI_MIRROR=mirror)
     shutil.rmtree(kept)
     lacks("destroy")
     assert docker.left(user.project) != []
-    assert "installing the engine's plugin docker 5.1.0 (mirror)" in user.cli("destroy", "job").stdout
+    assert (
+        f"unpacking {mirror}/{plugin.archive}" in user.cli("destroy", "job", CODING_AGENT_PULUMI_MIRROR=mirror).stdout
+    )
     assert docker.left(user.project) == []
 
 
