@@ -118,7 +118,7 @@ def base_image(docker: Docker) -> str:
     return debian_image(docker, BASE, _PACKAGES)
 
 
-def debian_image(docker: Docker, name: str, packages: str, *commands: str) -> str:
+def debian_image(docker: Docker, name: str, packages: str, *commands: str, suite: str = "bookworm") -> str:
     """Return an image of Debian with these packages; made once a machine, imported where an engine has it not yet.
 
     `commands` are run in its files, as `mmdebstrap --customize-hook` does.
@@ -129,16 +129,16 @@ def debian_image(docker: Docker, name: str, packages: str, *commands: str) -> st
         fcntl.flock(lock, fcntl.LOCK_EX)
         if docker("images", "-q", name):
             return name
-        archive = _root_files(name.partition("/")[2].replace(":", "-"), packages, commands)
+        archive = _root_files(f"{suite}-{name.partition('/')[2].replace(':', '-')}", packages, commands, suite)
         docker("import", "--change", "CMD bash", str(archive), name)
     return name
 
 
-def _root_files(name: str, packages: str, commands: Sequence[str]) -> Path:
-    archive = shared_cache.FOLDER / f"debian-bookworm-{name}.tar"
+def _root_files(name: str, packages: str, commands: Sequence[str], suite: str) -> Path:
+    archive = shared_cache.FOLDER / f"debian-{name}.tar"
     if archive.is_file():
         return archive
-    for outdated in shared_cache.FOLDER.glob(f"debian-bookworm-{name.rpartition('-')[0]}-*.tar"):
+    for outdated in shared_cache.FOLDER.glob(f"debian-{name.rpartition('-')[0]}-*.tar"):
         outdated.unlink()
     part = archive.with_suffix(".part.tar")
     # Without documentation; dpkg leaves out what is asked here.
@@ -147,7 +147,7 @@ def _root_files(name: str, packages: str, commands: Sequence[str]) -> Path:
         [
             *("mmdebstrap", "--variant=minbase", f"--include={packages}"),
             *("--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false"),
-            *(*left_out, *(f"--customize-hook={each}" for each in commands), "bookworm", str(part)),
+            *(*left_out, *(f"--customize-hook={each}" for each in commands), suite, str(part)),
         ],
         check=True,
         capture_output=True,
