@@ -21,9 +21,13 @@ from machines.qemu_server import QemuServers
 from processes import end_processes_of, processes_with_text
 from testbed import toolchain
 from testbed.needs import CONTAINER_ENGINE, HCLOUD, MKE2FS, NETWORK_NAMESPACES, QEMU, requires
+from testbed.table import Table
 from user import User, make_home, make_user
 
-pytest_plugins = ["testbed.table"]
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Add the table of what was not run."""
+    config.pluginmanager.register(Table())
 
 
 @pytest.fixture

@@ -37,7 +37,9 @@ def main(suite: str, given: Sequence[str]) -> int:
         )
         # Whoever names a file waits for all that it could need; so does what is slow.
         if suite == "quick":
-            lint = beside.enter_context(job("linters", FOLDER / "lint.log", [os.environ.get("MAKE", "make"), "lint"]))
+            lint = beside.enter_context(
+                job("linters", FOLDER / "lint.log", [os.environ.get("MAKE", "make"), "--no-print-directory", "lint"])
+            )
             if not _names_files(given):
                 run.run(arguments, ["tests/unit"])
                 arguments_of_rest = ["tests", "--ignore=tests/unit"]

@@ -87,7 +87,7 @@ class Sessions:
             print(problem)
         bad = self.record.failed or self.problems or (self.record.not_run and table.strict())
         bad = bad or not all(each.tolerated for each in self.flaky)
-        print("NOT GOOD" if bad else "all good", flush=True)
+        print("result: FAILED" if bad else "result: passed", flush=True)
         return 1 if bad else 0
 
     def _session(self, arguments: Sequence[str]) -> tuple[int, Record]:

@@ -94,5 +94,5 @@ if [[ ! $answers && $allowed ]] && "${as_root[@]}" bash -c 'command -v dockerd' 
   start_engine=${as_root[*]:-root}
 fi
 
-"${MAKE:-make}" --no-print-directory .venv/.installed
+"${MAKE:-make}" --no-print-directory -s .venv/.installed
 exec env PYTHONPATH=tests TESTBED_START_ENGINE="$start_engine" .venv/bin/python -m testbed "$@"

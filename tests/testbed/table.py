@@ -72,8 +72,3 @@ class Table:
         if self.counts and LATER not in os.environ:
             terminalreporter.write_line("")
             terminalreporter.write(render(self.counts, terminalreporter._tw.fullwidth))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Add the table to a session."""
-    config.pluginmanager.register(Table(), "testbed-table")
