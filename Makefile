@@ -4,12 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest
 
-# A machine that reaches package registries alone finds the engine here.
-ifneq ($(wildcard ../shared/pulumi/SHA256SUMS),)
-export CODING_AGENT_PULUMI_MIRROR ?= $(abspath ../shared/pulumi)
-endif
 export PATH := $(abspath $(BIN)):$(PATH)
 # The tests start Python hundreds of times: without its cache each start compiles everything anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,11 +17,11 @@ help: ## Say what can be made
 demo: $(STAMP) ## Set up, then run a task end to end on this machine
 	@$(BIN)/python demo/demo.py
 
-test: $(STAMP) lint ## Linters, types and every test but the slow ones
-	$(PYTEST) -m "not slow" -n 4 --dist worksteal $(ARGS)
+test: ## Set up, then linters, types and every test but the slow ones
+	@PYTHON=$(PYTHON) MAKE=$(MAKE) tests/testbed/start.sh quick $(ARGS)
 
-test-slow: $(STAMP) ## The slow tests: what takes long, or repeats a thing in many variants
-	$(PYTEST) -m slow -n 4 --dist worksteal $(ARGS)
+test-slow: ## Set up, then the slow tests: what takes long, or repeats a thing in many variants
+	@PYTHON=$(PYTHON) MAKE=$(MAKE) tests/testbed/start.sh slow $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, shellcheck
 	$(BIN)/ruff check .

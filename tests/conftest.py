@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,15 @@ from machines.cloud_server import CloudServers
 from machines.machine import Machines
 from machines.qemu_server import QemuServers
 from processes import end_processes_of, processes_with_text
-from user import MIRROR, User, make_home, make_user
+from testbed import toolchain
+from testbed.needs import CONTAINER_ENGINE, HCLOUD, MKE2FS, NETWORK_NAMESPACES, QEMU, requires
+from testbed.table import Table
+from user import User, make_home, make_user
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Add the table of what was not run."""
+    config.pluginmanager.register(Table())
 
 
 @pytest.fixture
@@ -46,27 +53,13 @@ def messages_api() -> Iterator[MessagesApi]:
 @pytest.fixture(scope="session")
 def claude_program() -> Path:
     """Return the real Claude Code program: $CODING_AGENT_TEST_CLAUDE, else the one the project itself would use."""
-    named = os.environ.get("CODING_AGENT_TEST_CLAUDE")
-    if named:
-        return Path(named)
-    from coding_agent import claude
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared_cache.FOLDER))
-        return claude.find_or_install(None, claude.PINNED_VERSION, print)
+    return toolchain.claude()
 
 
 @pytest.fixture(scope="session")
 def engine_folder() -> Path:
     """Return the folder of the real engine, unpacked once for all tests of this machine."""
-    from coding_agent.toolchain.pulumi import engine
-
-    mirror = os.environ.get("CODING_AGENT_PULUMI_MIRROR") or (str(MIRROR) if MIRROR.is_dir() else None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared_cache.FOLDER))
-        if mirror is not None:
-            patch.setenv("CODING_AGENT_PULUMI_MIRROR", mirror)
-        return engine.find_or_install(print).command.parent
+    return toolchain.engine()
 
 
 @pytest.fixture
@@ -78,19 +71,19 @@ def user(home: Path, tmp_path: Path, messages_api: MessagesApi, claude_program: 
 @pytest.fixture(scope="session")
 def docker_plugin(engine_folder: Path) -> Path:
     """Return the folder of the engine's plugins, with the one for containers, unpacked once for all tests."""
-    return _plugin("docker", engine_folder)
+    return toolchain.plugins(("docker",), engine_folder)
 
 
 @pytest.fixture(scope="session")
 def command_plugin(engine_folder: Path) -> Path:
     """Return the folder of the engine's plugins, with the one for hosts, unpacked once for all tests."""
-    return _plugin("command", engine_folder)
+    return toolchain.plugins(("command",), engine_folder)
 
 
 @pytest.fixture(scope="session")
 def hcloud_plugin(engine_folder: Path) -> Path:
     """Return the folder of the engine's plugins, with the one for Hetzner Cloud, unpacked once for all tests."""
-    return _plugin("hcloud", engine_folder)
+    return toolchain.plugins(("hcloud",), engine_folder)
 
 
 @pytest.fixture(scope="session")
@@ -98,19 +91,6 @@ def server_plugins(hcloud_plugin: Path, command_plugin: Path) -> Path:
     """Return the folder of the engine's plugins, with those that a server needs."""
     assert hcloud_plugin == command_plugin
     return hcloud_plugin
-
-
-def _plugin(name: str, engine_folder: Path) -> Path:
-    from coding_agent.toolchain.pulumi import plugins
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared_cache.FOLDER))
-        patch.setenv("PULUMI_HOME", str(shared_cache.FOLDER / "pulumi-home"))
-        patch.setenv("PATH", os.pathsep.join([str(engine_folder), os.environ["PATH"]]))
-        if MIRROR.is_dir() and not os.environ.get("CODING_AGENT_PULUMI_MIRROR"):
-            patch.setenv("CODING_AGENT_PULUMI_MIRROR", str(MIRROR))
-        plugins.find_or_install((name,), print)
-    return shared_cache.FOLDER / "pulumi-home" / "plugins"
 
 
 @pytest.fixture
@@ -135,12 +115,8 @@ def processes_with() -> Callable[[str], list[int]]:
 @pytest.fixture(scope="session")
 def docker() -> Docker:
     """Return the container engine of this machine."""
-    docker = Docker()
-    try:
-        docker("version")
-    except (AssertionError, OSError) as error:
-        pytest.fail(f"these tests need a running dockerd (`.ci/run` installs and starts one): {error}")
-    return docker
+    requires(CONTAINER_ENGINE)
+    return Docker()
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +147,7 @@ def crib(user: User, ssh_host: ssh_hosts.SshHost, command_plugin: Path) -> Itera
 @pytest.fixture(scope="session")
 def cloud_servers(docker: Docker, claude_program: Path) -> Iterator[CloudServers]:
     """Return what makes servers of the fake cloud, as containers that have Claude Code."""
+    requires(NETWORK_NAMESPACES, HCLOUD)
     servers = CloudServers(docker, claude_program)
     yield servers
     servers.close()
@@ -179,9 +156,7 @@ def cloud_servers(docker: Docker, claude_program: Path) -> Iterator[CloudServers
 @pytest.fixture(scope="session")
 def virtual_machines() -> Iterator[QemuServers]:
     """Return what makes servers of the fake cloud, as virtual machines."""
-    for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("mke2fs", "e2fsprogs")):
-        if shutil.which(program) is None:
-            pytest.fail(f"these tests need Debian's package {package} (`.ci/run` installs it)")
+    requires(QEMU, MKE2FS, NETWORK_NAMESPACES)
     servers = QemuServers()
     yield servers
     servers.close()

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 import shared_cache
+from testbed.needs import MMDEBSTRAP, fetched, requires
 
 LIMIT = 120.0  # seconds for one command
 BASE = "coding-agent-test/base:1"  # Debian with bash, git and perl; no Claude Code
@@ -141,17 +142,16 @@ def _root_files(name: str, packages: str, commands: Sequence[str], suite: str) -
     for outdated in shared_cache.FOLDER.glob(f"debian-{name.rpartition('-')[0]}-*.tar"):
         outdated.unlink()
     part = archive.with_suffix(".part.tar")
+    requires(MMDEBSTRAP)
     # Without documentation; dpkg leaves out what is asked here.
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "man", "locale")]
-    subprocess.run(
+    fetched(
         [
             *("mmdebstrap", "--variant=minbase", f"--include={packages}"),
             *("--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false"),
             *(*left_out, *(f"--customize-hook={each}" for each in commands), suite, str(part)),
         ],
-        check=True,
-        capture_output=True,
-        timeout=900,
+        limit=900,
     )
     part.replace(archive)
     return archive

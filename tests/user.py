@@ -20,7 +20,6 @@ from fakes.messages_api import MessagesApi
 
 LIMIT = 240.0  # seconds for one command
 API_KEY = "sk-ant-test-key-of-the-suite"
-MIRROR = Path(__file__).parents[1].parent / "shared" / "pulumi"
 _OURS = ("ANTHROPIC_", "PULUMI_", "CODING_AGENT_", "CLAUDE_", "CLAUDECODE", "GIT_", "SSH_")
 
 
@@ -137,7 +136,7 @@ class User:
 
 def make_home(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """Make `folder` the home; nothing of the real user's environment is left that could matter."""
-    mirror = os.environ.get("CODING_AGENT_PULUMI_MIRROR") or (str(MIRROR) if MIRROR.is_dir() else None)
+    mirror = os.environ.get("CODING_AGENT_PULUMI_MIRROR")
     for name in [name for name in os.environ if name.startswith(_OURS)]:
         patch.delenv(name)
     folders = {

@@ -23,6 +23,7 @@ from coding_agent import agent_image, claude
 from containers import Docker, base_image
 from fakes.scenarios import scenario
 from processes import end_processes_of
+from testbed.needs import PODMAN, requires
 from user import User
 from waiting import until
 
@@ -278,6 +279,7 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.slow
 def test_podman(docker: Docker, runtime_dir: Path) -> None:
     """With `--runtime podman` the image is made there."""
+    requires(PODMAN)
     podman = Docker(program="podman")
     tag, base = _tag(), base_image(podman)
     with _removed(podman, tag):

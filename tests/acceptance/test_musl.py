@@ -17,11 +17,13 @@ from coding_agent.executors import container_image
 from coding_agent.executors.container_engine import reach
 from containers import BASE, Docker
 from fakes.scenarios import scenario
+from testbed.needs import ROOT, fetched, program, requires
 from user import User
 
 pytestmark = [pytest.mark.slow]
 
 PLATFORM = "linux-x64-musl"
+_LIMIT = 300.0  # seconds for apt-get
 _PACKAGES = ("musl", "bash-static")
 # Alpine itself is not to be had from Debian, whose GNU programs need glibc. So glibc goes where nobody looks for it,
 # and each program into a wrapper that says where it is: what else is started finds musl alone.
@@ -86,9 +88,12 @@ def _packages() -> list[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in _PACKAGES:
             if not list(folder.glob(f"{name}_*.deb")):
+                requires(ROOT, program("apt-get", "apt"))
+                # A new machine has no list of packages, an old one a list of packages that are gone.
+                fetched(["apt-get", "-q", "update"], limit=_LIMIT)
                 # As another user apt would have to be allowed into this folder.
                 argv = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name]
-                subprocess.run(argv, cwd=folder, check=True, capture_output=True)
+                fetched(argv, limit=_LIMIT, cwd=folder)
         return [archive for name in _PACKAGES for archive in folder.glob(f"{name}_*.deb")]
 
 

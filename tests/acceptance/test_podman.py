@@ -22,6 +22,7 @@ import pytest
 from containers import BASE, Docker, base_image
 from fakes.scenarios import scenario
 from processes import processes_with_text
+from testbed.needs import PODMAN, ROOT, program, requires
 from user import User
 from waiting import until
 
@@ -62,11 +63,8 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def podman(runtime_dir: Path) -> Docker:
     """Return root's podman, with the image that tests run in."""
+    requires(ROOT, PODMAN)
     podman = Docker(program="podman")
-    try:
-        podman("version")
-    except (AssertionError, OSError) as error:
-        pytest.fail(f"these tests need podman (`.ci/run` installs it): {error}")
     base_image(podman)
     return podman
 
@@ -235,6 +233,7 @@ class Rootless:
 @pytest.fixture(scope="module")
 def rootless(claude_program: Path) -> Iterator[Rootless]:
     """Make an ordinary user with a podman service; both are gone after the module."""
+    requires(ROOT, PODMAN, program("newuidmap", "uidmap"))
     name, number = f"ca-{secrets.token_hex(4)}", 0x20000000
     with tempfile.TemporaryDirectory(prefix="ca-") as there, contextlib.ExitStack() as undo:
         folder = Path(there)

@@ -31,6 +31,7 @@ from fakes.hetzner_api import HetznerApi, answers
 from fakes.messages_api import MessagesApi
 from machines.cloud_server import LABEL
 from machines.machine import SSH_PORT
+from testbed.needs import HCLOUD, requires
 from waiting import until
 
 READ_ONLY = ("server_types", "locations", "datacenters", "images", "primary_ips", "actions")
@@ -73,6 +74,7 @@ class Customer:
 
     def command(self, *argv: str) -> str:
         """Run Debian's hcloud."""
+        requires(HCLOUD)
         done = subprocess.run(
             ["hcloud", *argv],
             env={**os.environ, "HCLOUD_TOKEN": self.api.token, "HCLOUD_ENDPOINT": self.api.endpoint},

@@ -22,6 +22,7 @@ from coding_agent.executors.local import LocalConnection
 from coding_agent.run import State
 from coding_agent.supervisor import SCRIPTS
 from runs import INIT, STAY, Target, alive, result, say, start_time
+from testbed.needs import ROOT, requires
 from waiting import until
 
 # A name that a careless reader of /proc/PID/stat takes for the end of the name.
@@ -258,6 +259,7 @@ class _AsNobody(LocalConnection):
 
 def test_what_cannot_be_ended_is_said(home: Path) -> None:
     """A process that became another user's, and so can't be signalled, is named in the run's notices."""
+    requires(ROOT)
     folder = Path(tempfile.mkdtemp(prefix="coding-agent-test-", dir="/tmp"))
     shutil.copytree(SCRIPTS, folder / "scripts")
     # A program that may become root, as sudo may.

@@ -17,6 +17,7 @@ from coding_agent.executors import meta
 from coding_agent.executors.base import Executor, Look
 from coding_agent.run import State
 from runs import INIT, STAY, Target, call, message, result, say, target_in, text
+from testbed.needs import MOUNTS, requires
 from waiting import until
 
 MB = 1_000_000
@@ -281,7 +282,8 @@ def test_a_full_disk_keeps_the_last_state_and_the_end_is_written(home: Path, tmp
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a file system of 8 MB (these tests run as root)."""
+    """Return a file system of 8 MB."""
+    requires(MOUNTS)
     place = tmp_path / "disk"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=True, timeout=30)

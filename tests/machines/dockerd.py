@@ -15,6 +15,7 @@ from pathlib import Path
 
 from containers import Docker, base_image
 from processes import processes_with_text
+from testbed.needs import ROOT, program, requires
 from waiting import until
 
 LIMIT = 60.0  # seconds
@@ -97,6 +98,7 @@ class Dockerd:
 @contextmanager
 def dockerd(folder: Path, *, programs: Path | None = None) -> Iterator[Dockerd]:
     """Run a dockerd with the image that tests run in; nothing of it is left after the block."""
+    requires(ROOT, program("dockerd", "docker.io"), program("ip", "iproute2"))
     folder.mkdir(parents=True, exist_ok=True)
     engine = Dockerd(folder, programs)
     _ip("link", "add", engine.bridge, "type", "bridge")

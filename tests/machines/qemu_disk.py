@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import shared_cache
+from testbed.needs import MMDEBSTRAP, fetched, requires
 
 LIMIT = 900.0  # seconds for one command
 _SIZE = 6 << 30  # bytes; what is never written takes no room
@@ -94,10 +95,14 @@ def _make(folder: Path) -> None:
         root, prepare = Path(scratch) / "root", Path(scratch) / "prepare"
         prepare.write_text(_PREPARE)
         prepare.chmod(0o755)
-        _run(
-            *("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(_PACKAGES)}"),
-            *("--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false", *_LEFT_OUT),
-            *(f"--customize-hook={prepare}", "bookworm", str(root)),
+        requires(MMDEBSTRAP)
+        fetched(
+            [
+                *("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(_PACKAGES)}"),
+                *("--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false", *_LEFT_OUT),
+                *(f"--customize-hook={prepare}", "bookworm", str(root)),
+            ],
+            limit=LIMIT,
         )
         shutil.copyfile(next(root.glob("boot/vmlinuz-*")), folder / "kernel")
         # Unpacked here, where that takes no time.

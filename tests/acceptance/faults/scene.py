@@ -25,6 +25,7 @@ from machines.machine import Machine
 from machines.relay import Relay
 from machines.ssh_host import SshHost
 from processes import arguments_of, processes_with_text
+from testbed.needs import MOUNTS, requires
 from user import User
 from waiting import until
 
@@ -411,6 +412,7 @@ class Scene:
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
     """Let `folder` be a file system of so many MB."""
+    requires(MOUNTS)
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(folder)], check=True, timeout=30)
     try:

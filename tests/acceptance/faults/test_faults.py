@@ -19,6 +19,7 @@ from machines.dockerd import Dockerd, dockerd
 from machines.relay import relay
 from machines.ssh_host import SshHost
 from renter import make_renter
+from testbed.needs import MOUNTS, requires
 from user import User
 from waiting import until
 
@@ -85,6 +86,7 @@ def _dockerd_on_small_disk(user: User, size: int) -> Iterator[Dockerd]:
     folder = user.home.parent / "small" / "docker"
     data = folder / "data"
     data.mkdir(parents=True)
+    requires(MOUNTS)
     # Otherwise dockerd mounts the folder over itself, and hides what is mounted in it.
     for options in (("--bind", str(data), str(data)), ("--make-shared", str(data))):
         subprocess.run(["mount", *options], check=True, timeout=30)

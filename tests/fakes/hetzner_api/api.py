@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import threading
 import time
@@ -18,8 +17,6 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
-
 from fakes.hetzner_api import answers, catalogue
 from fakes.hetzner_api.actions import Actions
 from fakes.hetzner_api.firewalls import Firewalls, Keys
@@ -27,6 +24,7 @@ from fakes.hetzner_api.servers import Servers, datacenters
 from fakes.hetzner_api.store import ApiError, Item, Query, Store, labels, listed, singular
 from fakes.hetzner_api.switches import Switches
 from machines.machine import Machine, Machines
+from testbed.needs import HCLOUD, requires
 
 _ROOT = "/v1/"
 _LIMIT = 60.0  # seconds for one call of the command line
@@ -277,8 +275,7 @@ class HetznerApi:
         return item
 
     def _listed(self, kind: str) -> list[str]:
-        if shutil.which("hcloud") is None:
-            pytest.fail("these tests need Debian's package hcloud-cli (`.ci/run` installs it)")
+        requires(HCLOUD)
         done = subprocess.run(
             ["hcloud", kind, "list", "-o", "noheader", "-o", *_LISTED[kind]],
             env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"}

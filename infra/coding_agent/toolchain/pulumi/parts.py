@@ -104,9 +104,9 @@ def _of_library(name: str) -> str:
     return str(metadata["version"])
 
 
-def note_build(folder: Path) -> None:
-    """Note beside a program that it was built here, and from what."""
-    note = {"built": "here", "revision": REVISION, "sources": sources_digest()}
+def note_build(part: Part, folder: Path) -> None:
+    """Note in the folder that the part was built there, and from what."""
+    note = {"built": "here", "revision": REVISION, "sources": sources_digest(part)}
     (folder / _NOTE).write_text(json.dumps(note), encoding="utf-8")
 
 
@@ -133,10 +133,12 @@ def built_from(folder: Path) -> str | None:
         return None
 
 
-def sources_digest() -> str:
-    """Return the SHA-256 of the Go module that parts are built from."""
+def sources_digest(part: Part) -> str:
+    """Return the SHA-256 of what the part is built from: its own programs, what plugins share, the pinned versions."""
+    folders = [MODULE / package for package in (*part.packages, "./internal") if package.startswith("./")]
+    files = [MODULE / "go.mod", MODULE / "go.sum", *(path for folder in folders for path in folder.rglob("*"))]
     digest = hashlib.sha256()
-    for file in sorted(path for path in MODULE.rglob("*") if path.is_file() and not path.name.endswith("_test.go")):
+    for file in sorted(path for path in files if path.is_file() and not path.name.endswith("_test.go")):
         digest.update(f"{file.relative_to(MODULE)}\0{file.stat().st_size}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -70,7 +70,7 @@ def _build(part: Part, command: Path, variables: Mapping[str, str], progress: Pr
             # Go keeps its modules read-only; a copy of the mode would make this file hard to remove.
             shutil.copyfile(Path(sdk[-1]) / _EXEC, fresh / Path(_EXEC).name)
             (fresh / Path(_EXEC).name).chmod(0o755)
-        note_build(fresh)
+        note_build(part, fresh)
 
 
 @contextmanager
