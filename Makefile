@@ -28,6 +28,9 @@ test: $(STAMP) lint ## Linters, types and every test but the slow ones
 test-slow: $(STAMP) ## The slow tests: what takes long, or repeats a thing in many variants
 	$(PYTEST) -m slow -n 4 --dist worksteal $(ARGS)
 
+test-python: $(STAMP) ## The quick tests and the wheel's installation on each Python from 3.11 to 3.14 that is here
+	@$(BIN)/python tests/pythons.py
+
 lint: $(STAMP) ## ruff, mypy --strict, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
