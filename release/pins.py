@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -65,6 +66,12 @@ def direct() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = (re.match(r"[A-Za-z0-9._-]+", each) for each in project["dependencies"])
     return [_normal(each[0]) for each in names if each]
+
+
+def built(wheel: Path) -> Pin:
+    """Return the pin of a wheel of the project's own."""
+    version = wheel.name.split("-")[1]
+    return Pin(DISTRIBUTION, version, (f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}",), frozenset())
 
 
 def text(pins: Iterable[Pin]) -> str:

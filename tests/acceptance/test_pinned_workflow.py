@@ -171,7 +171,17 @@ def _refused(hashes: Path, wheel: Path) -> bool:
     own = hashes.with_suffix(".own")
     lines = hashes.read_text().splitlines(keepends=True)
     own.write_text("".join(line for line in lines if line.startswith("openclaw-coding-agent")))
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index", "--require-hashes"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--no-index",
+        "--require-hashes",
+    ]
     argv = [*pip, "--find-links", str(wheel.parent), "-r", str(own)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=False)
     return done.returncode != 0 and "Hashes are required" in done.stderr
