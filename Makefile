@@ -9,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # The tests start Python hundreds of times: without its cache each start compiles everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow lint format bench lock clean help
+.PHONY: demo test test-slow test-python lint format bench lock release clean help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ test: ## Set up, then linters, types and every test but the slow ones
 
 test-slow: ## Set up, then the slow tests: what takes long, or repeats a thing in many variants
 	@PYTHON=$(PYTHON) MAKE=$(MAKE) tests/testbed/start.sh slow $(ARGS)
+
+test-python: $(STAMP) ## The quick tests and the wheel's installation on each Python from 3.11 to 3.14 that is here
+	@$(BIN)/python tests/pythons.py
 
 lint: $(STAMP) ## ruff, mypy --strict, shellcheck
 	$(BIN)/ruff check .
@@ -41,6 +44,18 @@ lock: ## Resolve pyproject.toml anew into requirements.lock
 	$(VENV)/lock/bin/pip install -q pip-tools
 	$(VENV)/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev -o requirements.lock pyproject.toml
+	$(VENV)/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -c requirements.lock \
+	  -o release/requirements.lock release/requirements.in
+	$(PYTHON) -m release pins
+
+release: $(VENV)/release/.installed ## Build the commit that is checked out into dist/, twice, and compare
+	@$(VENV)/release/bin/python -m release --tag "$$TAG"
+
+$(VENV)/release/.installed: release/requirements.lock
+	$(PYTHON) -m venv $(VENV)/release
+	$(VENV)/release/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 # The stamp is the last thing written: an interrupted set-up is done again.
 $(STAMP): requirements.lock pyproject.toml

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coding_agent import executors, outcome, records
+from coding_agent import __version__, executors, outcome, records
 from coding_agent.collect import collect as bring_back
 from coding_agent.collect import log_path
 from coding_agent.errors import (
@@ -305,7 +305,11 @@ def _new(task: Task, run_id: str, project: str, stack: str, spec: ExecutorSpec, 
         root=str(task.root),
         executor=asdict(spec),
         outputs=Outputs(
-            status=State.PROVISIONING, executor=spec.name, run_id=run_id, notices=executors.unenforced(spec, task)
+            status=State.PROVISIONING,
+            executor=spec.name,
+            run_id=run_id,
+            notices=executors.unenforced(spec, task),
+            coding_agent_version=__version__,
         ),
         kind="agent" if task.prompt is not None else "command",
         description=task.description,

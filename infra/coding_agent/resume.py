@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coding_agent import lifecycle, outcome, records
+from coding_agent import __version__, lifecycle, outcome, records
 from coding_agent.errors import InvalidInput
 from coding_agent.lifecycle import Say
 from coding_agent.records import Record
@@ -100,6 +100,7 @@ def _start(
             result=None,
             exit_code=None,
             finished_at=None,
+            coding_agent_version=__version__,
         )
         resumed = replace(record, secrets=marks, outputs=outputs, collected=False, cpu_seen=(0, 0.0))
         with records.starting(record.run_id):

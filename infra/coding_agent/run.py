@@ -72,6 +72,9 @@ class Outputs:
     branch: str | None = None  # branch in the user's repository that holds the agent's commits
     timeline: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds since creation
     notices: tuple[str, ...] = ()  # what was refused, kept back, redacted or could not be enforced
+    # Which coding-agent started the last attempt; None: one that did not say so yet. Of the run's record, not of the
+    # code that looks: a newer one shows no change of an older one's runs.
+    coding_agent_version: str | None = None
 
 
 def outputs_dict(outputs: Outputs) -> dict[str, Any]:

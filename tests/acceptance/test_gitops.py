@@ -91,7 +91,6 @@ class GitHub:
     def _context(self, folder: Path, event: Mapping[str, str]) -> dict[str, str]:
         return {
             **{f"secrets.{name}": value for name, value in SECRETS.items()},
-            "vars.CODING_AGENT": "not-installed-here",
             "vars.PULUMI_BACKEND_URL": f"file://{self.root}/state",
             "vars.CODING_AGENT_OUTSIDE_TASK || 'review'": "review",
             "github.workspace": str(folder / "shop"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from distributions import REPOSITORY, build, install
 from fakes.messages_api import MessagesApi
 from fakes.scenarios import scenario
 from user import API_KEY
 
-REPOSITORY = Path(__file__).parents[2]
 PACKAGE = "infra/coding_agent"
 LIMIT = 240.0  # seconds for one command
 
@@ -65,24 +63,13 @@ class Shop:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel."""
-    folder = tmp_path_factory.mktemp("dist")
-    argv = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
-    subprocess.run(argv, check=True, capture_output=True, timeout=LIMIT)
-    return next(folder.glob("*.whl"))
+    return build(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the programs of a fresh environment that holds the wheel, and what it depends on from this one."""
-    folder = tmp_path_factory.mktemp("venv")
-    python = folder / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=LIMIT)
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", "--no-index", "--no-compile", str(wheel)], check=True, timeout=LIMIT)
-    # The folder alone: the .pth files in it, and so this repository, are not looked at.
-    libraries = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (libraries / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    return python.parent
+    return install(tmp_path_factory.mktemp("venv"), str(wheel))
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def init_command(folder: Path, name: str | None, github: bool, as_json: bool) ->
 
     screen = Screen(as_json=as_json)
     root = folder.resolve()
-    made = scaffold.scaffold(root, name, github=github)
+    made = scaffold.scaffold(root, name, github=github, say=screen.say)
     if as_json:
         screen.data({"root": str(root), "made": [str(path) for path in made]})
         return 0

@@ -4,5 +4,5 @@
 if command -v pulumi-resource-coding-agent >/dev/null; then
   exec pulumi-resource-coding-agent "$@"
 fi
-echo "the coding-agent package is not on PATH: eval \"\$(coding-agent env)\"" >&2
+echo "coding-agent is not on PATH: eval \"\$(coding-agent env)\"" >&2
 exit 1
