@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,23 @@ from renter import make_renter, rent
 from user import User
 from waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-BOOT = 400.0  # seconds: without hardware support, and beside other tests
+BOOT = 1200.0  # seconds: without hardware support, and beside other tests
 
 
 def test_agent_on_a_virtual_machine(user: User, hetzner_api_on_vms: HetznerApi, server_plugins: Path) -> None:
     """From `up` to its commits in the repository an agent works on a machine that boots: what comes of the user data by
     Hetzner's own source of it, the metadata closed to the agent, and the cgroup that holds its limits are
     real ones; then nothing of the machine is left."""
-    make_renter(user, hetzner_api_on_vms, server_plugins, boot_limit="10m", keep=True)
+    make_renter(user, hetzner_api_on_vms, server_plugins, boot_limit="20m", keep=True)
     user.job(prompt=scenario("edit"), repo=".", executor="cloud", limits={"memory": "600MB"})
     user.commit_all()
-    begun = time.monotonic()
 
     with user.start("up", "job", "--detach") as process:
         said = process.communicate(timeout=BOOT)[0]
         assert process.returncode == 0, said
     (server,) = hetzner_api_on_vms.servers()
-    print(f"{time.monotonic() - begun:.0f} s until the agent was started")
     machine = hetzner_api_on_vms.machine(server["name"])
     shown = user.cli("up", "job").stdout
 
@@ -47,7 +44,7 @@ def test_agent_on_a_virtual_machine(user: User, hetzner_api_on_vms: HetznerApi, 
     machine.reboot()
     until(lambda: _up(machine), limit=BOOT)
     assert machine.run(["runuser", "-u", "agent", "--", "bash", "-c", ask])[0] != 0
-    rent(user, boot_limit="10m")
+    rent(user, boot_limit="20m")
     user.cli("up", "job")
     assert hetzner_api_on_vms.listed() == []
     assert processes_with_text(str(server["id"])) == []

@@ -24,10 +24,10 @@ from processes import processes_with_text
 from renter import new_key
 from waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-BOOT = 300.0  # seconds: without hardware support, and beside other tests
-_SILENCE = 8.0  # seconds; sshd would have greeted, slow as it is
+BOOT = 1200.0  # seconds: without hardware support, and beside other tests
+_SILENCE = 8.0  # seconds without a greeting; where one is awaited, it is asked for again
 _USER_DATA = """\
 #cloud-config
 write_files: [{path: /etc/of-the-user-data, content: written}]
@@ -89,7 +89,7 @@ def test_life_of_a_virtual_machine(
     assert not _greets(address)
     for action in firewall.set_rules(_from("0.0.0.0/0")):
         action.wait_until_finished()
-    until(lambda: _greets(address))
+    until(lambda: _greets(address), limit=BOOT)
 
     boot = "cat /proc/sys/kernel/random/boot_id"
     first = _logged_in(key, address, boot).stdout
@@ -142,7 +142,7 @@ def _logged_in(key: Path, address: str, *command: str) -> subprocess.CompletedPr
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -31,8 +31,9 @@ from waiting import until
 
 _MEMORY = 1 << 30  # bytes, at most
 _CODE = 256  # MiB that QEMU may keep of what it translated
-_SHUTDOWN_LIMIT = 30.0  # seconds
-_END_LIMIT = 20.0  # seconds
+_SHUTDOWN_LIMIT = 180.0  # seconds
+_END_LIMIT = 60.0  # seconds
+_GREETING_LIMIT = 15.0  # seconds; sshd takes some to say its first word
 _KERNEL = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet"
 _SNAPSHOT = "snapshot-"
 _NETWORK = 'ip link set lo up; ip address add "$1/32" dev lo'
@@ -120,7 +121,7 @@ class QemuServer:
             raise AssertionError(f"not ready within {limit:.0f} s: {self.console()[-2000:]}") from error
         assert self.running, f"it has no power: {self.console()[-2000:]}"
 
-    def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit: float = 60.0) -> tuple[int, str]:
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit: float = 300.0) -> tuple[int, str]:
         """Run a command there as root."""
         return self._agent.run(argv, stdin, limit)
 
@@ -260,7 +261,7 @@ def _greets(inside: Namespace) -> bool:
     """Whether the machine's sshd says what it is: QEMU takes connections before there is one."""
     try:
         with inside.connect("127.0.0.1", SSH_PORT) as connection:
-            connection.settimeout(2.0)
+            connection.settimeout(_GREETING_LIMIT)
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False

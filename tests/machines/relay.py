@@ -1,7 +1,11 @@
-"""A relay between a client and a server on this machine: connections through it can be cut, frozen and slowed down."""
+"""A relay between a client and a server on this machine: connections through it can be cut, frozen and slowed.
+
+What goes through is counted, so that a test can tell how often somebody asked, however long that took.
+"""
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 import time
@@ -11,6 +15,7 @@ from pathlib import Path
 
 _PIECE = 1 << 16
 _LIMIT = 10.0  # seconds
+_HELD = 64  # pieces of a connection that the relay takes without passing them on
 
 
 class Relay:
@@ -22,9 +27,11 @@ class Relay:
         self._open: list[socket.socket] = []
         self._passing = threading.Event()
         self._passing.set()
+        self._until_cut: int | None = None  # bytes
         self.delay = 0.0  # seconds that each piece takes longer
         self.refusing = False  # whether new connections are hung up at once
-        self.accepted = 0  # connections so far
+        self.accepted = 0  # connections so far, with those that were hung up
+        self.asked = 0  # pieces that clients sent so far, with those that wait in a frozen connection
         self._server = listener
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -40,6 +47,10 @@ class Relay:
         for each in self._open:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def cut_after(self, count: int) -> None:
+        """Break everything that goes through once clients' next `count` bytes have passed."""
+        self._until_cut = count
 
     def freeze(self) -> None:
         """Let nothing through any more, while all connections stay open; new ones are accepted and say nothing."""
@@ -76,15 +87,29 @@ class Relay:
                 server.settimeout(None)
                 self._open += [client, server]
                 for one, other in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+                    held: queue.Queue[bytes] = queue.Queue(_HELD)
+                    threading.Thread(target=self._take, args=(one, held, one is client), daemon=True).start()
+                    threading.Thread(target=self._pass, args=(held, other, one is client), daemon=True).start()
 
-    def _pass(self, one: socket.socket, other: socket.socket) -> None:
+    def _take(self, one: socket.socket, held: queue.Queue[bytes], of_client: bool) -> None:
         with suppress(OSError):
             while data := one.recv(_PIECE):
-                self._passing.wait()
-                if self.delay:
-                    time.sleep(self.delay)
-                other.sendall(data)
+                self.asked += of_client
+                held.put(data)
+        held.put(b"")
+
+    def _pass(self, held: queue.Queue[bytes], other: socket.socket, of_client: bool) -> None:
+        while data := held.get():
+            self._passing.wait()
+            if self.delay:
+                time.sleep(self.delay)
+            with suppress(OSError):  # what can't be passed on is dropped
+                other.sendall(data[: self._until_cut] if of_client else data)
+            if of_client and self._until_cut is not None:
+                self._until_cut -= len(data)
+                if self._until_cut <= 0:
+                    self._until_cut = None
+                    self.cut()
         self._passing.wait()
         with suppress(OSError):
             other.shutdown(socket.SHUT_WR)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from coding_agent import claude
 from coding_agent.errors import ClaudeMissing, InvalidInput
 from coding_agent.paths import cache_dir
+from waiting import until
 
 # Stands in for npm: packs a small program that calls itself by the version asked for, and counts what it is asked.
 NPM = """#!{python}
@@ -200,10 +200,7 @@ def test_killed_installer_leaves_nothing_in_the_way(tools: Path) -> None:
     (tools / "mode").write_text("hang")
     find = "from coding_agent import claude; claude.find_or_install(version='9.9.9')"
     first = subprocess.Popen([sys.executable, "-c", find], start_new_session=True)
-    deadline = time.monotonic() + 30
-    while not asked(tools):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: asked(tools))
     os.killpg(first.pid, signal.SIGKILL)
     first.wait(timeout=10)
     (tools / "mode").write_text("good")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import json
-import time
 import urllib.parse
 from collections.abc import Callable
 
 import pytest
 
 from coding_agent.redaction import Redactor
+from costs import growth
 
 VALUES = {
     "plain": "sk-ant-canary-0123456789",
@@ -106,10 +106,11 @@ def test_short_values() -> None:
     assert redactor.find(base64.b64encode(b"abcd")) == set()
 
 
-def test_hostile_text_takes_no_long_time() -> None:
-    """Megabytes made to be slow to search take time in proportion to their length."""
+@pytest.mark.parametrize(
+    "piece", [b"\\", b"%25", b"%", b" ", b"\n", b"a", b"c2", b"+", b"\\n", b"-----BEGIN KEY-----\n", b"s&amp;"]
+)
+def test_hostile_text_takes_no_long_time(piece: bytes) -> None:
+    """Text made to be slow to search takes time in proportion to its length: eight times as much, not sixty-four."""
     redactor = Redactor({**VALUES, "slash": "\\\\x\\y", "space": "  a \n b  "})
-    started = time.monotonic()
-    for piece in (b"\\", b"%25", b"%", b" ", b"\n", b"a", b"c2", b"+", b"\\n", b"-----BEGIN KEY-----\n", b"s&amp;"):
-        redactor.bytes(piece * (100_000 // len(piece)))
-    assert time.monotonic() - started < 60
+
+    assert growth(lambda size: redactor.bytes(piece * (size // len(piece))), 2500) < 32

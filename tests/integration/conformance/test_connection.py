@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -46,13 +45,11 @@ def test_environment_is_added(place: Place) -> None:
 
 
 def test_time_limit_ends_children(place: Place) -> None:
-    """A command that exceeds its time limit is ended with the children it started."""
-    begun = time.monotonic()
+    """A command that exceeds its time limit is ended with the children it started; neither would end by itself."""
     mark = {"TEST_MARK": place.token}
     with pytest.raises(CommandTimeout, match=r"bash did not end within 1 second"):
         place.run("bash", "-c", "sleep 4321 & sleep 4321", timeout=1, env=mark)
-    assert time.monotonic() - begun < 20
-    until(lambda: not processes_with_text(f"TEST_MARK={place.token}"), limit=10)
+    until(lambda: not processes_with_text(f"TEST_MARK={place.token}"))
 
 
 def test_program_that_does_not_exist(place: Place) -> None:
