@@ -22,7 +22,7 @@ from renter import RentedServer
 from waiting import until
 
 FOLDER = "/tmp/files"
-SHORT = {"first_event": 30, "idle": 60, "linger": 1, "grace": 1, "timeout": 120, "tick": 0.02}
+SHORT = {"first_event": 30, "idle": 60, "linger": 1, "grace": 1, "timeout": 120, "tick": 0.02, "heartbeat": 1}
 
 
 @dataclass
@@ -91,12 +91,10 @@ def _local(tmp_path: Path, _request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def _container(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
-    """A container as `container_target` declares it; the acceptance tests look at what it declares."""
+def made_container(docker: Docker, image: str) -> Iterator[Mapping[str, Any]]:
+    """Make a container as `container_target` declares it; the acceptance tests look at what it declares."""
     from coding_agent.executors import container
 
-    docker: Docker = request.getfixturevalue("docker")
-    image: str = request.getfixturevalue("container_image")
     name = f"test-{secrets.token_hex(6)}"
     spec = ExecutorSpec("box", "container", options={"image": image})
     labels = [f"--label={container.RUN}={name}", f"--label={container.PIDS}=128"]
@@ -106,32 +104,60 @@ def _container(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place
         *("--security-opt", "no-new-privileges", "-v", f"{name}:{container.ROOT}", *labels),
         *("--entrypoint", "bash", image, "-c", container.main(spec)),
     )
-    target = {"id": docker.inspect(name)["Id"], "volume": name, "image": image, "root": container.ROOT}
-    place = Place(
-        executors.connect(spec, {**target, "user": "10001:10001", "run": name}),
-        FOLDER,
-        "10001 10001",
-    )
     try:
-        place.bash('mkdir "$1"', FOLDER)
-        yield place
+        target = {"id": docker.inspect(name)["Id"], "volume": name, "image": image, "root": container.ROOT}
+        yield {**target, "user": "10001:10001", "run": name}
     finally:
-        place.executor.close()
         docker("rm", "-f", "-v", name)
         docker("volume", "rm", name)
 
 
 @contextlib.contextmanager
-def _existing(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
-    docker: Docker = request.getfixturevalue("docker")
-    image: str = request.getfixturevalue("container_image")
-    with docker.running(image=image) as name:
-        spec = ExecutorSpec("theirs", "container", options={"container": name, "user": "10001:10001"})
-        target = {"id": docker.inspect(name)["Id"], "user": "10001:10001"}
-        place = Place(executors.connect(spec, target), FOLDER, "10001 10001")
-        place.bash('mkdir "$1"', FOLDER)
+def in_container(target: Mapping[str, Any]) -> Iterator[Place]:
+    """Give a folder of its own in a container that was made for runs."""
+    spec = ExecutorSpec("box", "container", options={"image": target["image"]})
+    with _in_container(executors.connect(spec, target)) as place:
         yield place
-        place.executor.close()
+
+
+@contextlib.contextmanager
+def existing_container(docker: Docker, image: str) -> Iterator[Mapping[str, Any]]:
+    """Run a container that is none of ours."""
+    with docker.running(image=image) as name:
+        yield {"name": name, "id": docker.inspect(name)["Id"], "user": "10001:10001"}
+
+
+@contextlib.contextmanager
+def in_existing_container(target: Mapping[str, Any]) -> Iterator[Place]:
+    """Give a folder of its own in a container that exists already."""
+    spec = ExecutorSpec("theirs", "container", options={"container": target["name"], "user": target["user"]})
+    with _in_container(executors.connect(spec, {name: target[name] for name in ("id", "user")})) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def _in_container(executor: Executor) -> Iterator[Place]:
+    place = Place(executor, f"{FOLDER}-{secrets.token_hex(6)}", "10001 10001")
+    try:
+        place.bash('mkdir "$1"', place.folder)
+        yield place
+        for run_id in place.bash('ls -A "$1/runs" 2>/dev/null || :', executor.root).split():
+            executor.cleanup(run_id, grace=1)
+        place.bash('rm -rf -- "$1"', place.folder)
+    finally:
+        executor.close()
+
+
+@contextlib.contextmanager
+def _container(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    with in_container(request.getfixturevalue("made_container")) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def _existing(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    with in_existing_container(request.getfixturevalue("existing_container")) as place:
+        yield place
 
 
 @contextlib.contextmanager
@@ -160,7 +186,7 @@ def _hetzner(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]
     try:
         place.bash('mkdir -p -- "$1" "$2"', place.folder, place.executor.root)
         yield place
-        for run_id in place.bash('ls -A "$1" 2>/dev/null || :', place.executor.root).split():
+        for run_id in place.bash('ls -A "$1/runs" 2>/dev/null || :', place.executor.root).split():
             place.executor.cleanup(run_id, grace=1)
         place.bash('rm -rf -- "$1"', here)
     finally:

@@ -9,12 +9,16 @@ from typing import Literal, TypeVar
 Value = TypeVar("Value")
 LIMIT = 60.0  # seconds
 _POLL = 0.02  # seconds between two questions
+_LONGEST = 0.5  # seconds; and as long as a question took, so that what is waited for gets the machine meanwhile
 
 
 def until(ask: Callable[[], Value | Literal[False] | None], *, limit: float = LIMIT) -> Value:
     """Return the first true answer; fail after `limit` seconds."""
-    end = time.monotonic() + limit
+    asked = time.monotonic()
+    end = asked + limit
     while not (answer := ask()):
-        assert time.monotonic() < end, f"nothing within {limit:.0f} s"
-        time.sleep(_POLL)
+        now = time.monotonic()
+        assert now < end, f"nothing within {limit:.0f} s"
+        time.sleep(min(max(_POLL, now - asked), _LONGEST))
+        asked = time.monotonic()
     return answer

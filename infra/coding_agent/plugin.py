@@ -55,8 +55,9 @@ class EngineLog:
 def serve(make: Callable[[EngineLog], ResourceProviderServicer]) -> int:
     """Serve what `make` makes until the engine is gone; return the exit code."""
     # Plugins are in a process group of their own: this is not the user's Ctrl-C (that arrives as Cancel), it is the
-    # engine saying that it needs us no more.
-    signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(0))
+    # engine saying that it needs us no more. The kernel ends us, not a handler: one of Python's runs in the main thread
+    # alone, which sleeps on where gRPC's threads got the signal, and the engine waits 5 s before it kills.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     addresses = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     if not addresses:
         print("this program is started by the Pulumi engine, with its address", file=sys.stderr)

@@ -17,7 +17,8 @@ from processes import arguments_of, kill_engines, processes_with_text
 from user import User, make_home, make_user
 from waiting import until
 
-# From before anything has started to after the end, in parts of the time that an `up` takes on this machine.
+# From before anything has started to after the end, in parts of the time that an `up` takes on this machine; by turns
+# through either door. At which step it is killed, by name, for either door: the table of faults.
 MOMENTS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.5)
 LIMIT = 120.0  # seconds
 TASK = f"""\
@@ -90,7 +91,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, claude_program: Path, engi
     return took
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", MOMENTS[::2])
 def test_killed_command_line_leaves_one_run(
     user: User, lasting: dict[str, float], moment: float, processes_with: Callable[[str], list[int]]
 ) -> None:
@@ -108,7 +109,7 @@ def test_killed_command_line_leaves_one_run(
     _assert_one_run(user, processes_with)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", MOMENTS[1::2])
 def test_killed_engine_leaves_one_run(
     user: User, lasting: dict[str, float], moment: float, processes_with: Callable[[str], list[int]]
 ) -> None:

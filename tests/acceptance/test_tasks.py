@@ -255,24 +255,6 @@ def test_what_a_bundle_cannot_carry_is_refused_by_name(user: User) -> None:
     assert user.api.requests == []
 
 
-def test_the_agents_settings_reach_it(listening: tuple[User, MessagesApi]) -> None:
-    """Model and appended system prompt are what the API is asked with, and the debug log is there to see."""
-    user, api = listening
-    words = "Answer as a pirate: 'Arr', $(touch x), --no-flag"
-
-    outputs = _run(
-        user,
-        prompt=scenario("calls", count=1),
-        agent={"model": "claude-haiku-4-5", "append_system_prompt": words, "debug": True},
-    )
-
-    bodies = [json.loads(turn.body or b"{}") for turn in api.turns()]
-    assert {body["model"] for body in bodies} == {"claude-haiku-4-5"}
-    assert all(words in json.dumps(body["system"], ensure_ascii=False) for body in bodies)
-    assert user.cli("logs", "job", "--debug").stdout
-    assert (user.record_dir(outputs["run_id"]) / "debug.log").stat().st_size
-
-
 def test_only_allowed_tools_are_allowed(user: User) -> None:
     """With `allowed_tools` the agent may use these and no other, and what it was denied shows."""
     outputs = _run(user, prompt=_bash("touch done.txt"), agent={"allowed_tools": ["Read", "Bash(git status:*)"]})
@@ -290,9 +272,11 @@ def test_bypassing_permissions_works_in_a_place_made_for_the_run(user: User) -> 
 
 
 @pytest.mark.parametrize("form", ["mapping", "file"])
-def test_an_mcp_server_of_the_task_is_used(listening: tuple[User, MessagesApi], form: str) -> None:
-    """The tools of an MCP server that the task brings are allowed and work; a secret reaches it by its name alone."""
-    user, _ = listening
+def test_the_agents_settings_reach_it(listening: tuple[User, MessagesApi], form: str) -> None:
+    """Model and appended system prompt are what the API is asked with, and the debug log is there to see. The tools of
+    an MCP server that the task brings are allowed and work; a secret reaches it by its name alone."""
+    user, api = listening
+    words = "Answer as a pirate: 'Arr', $(touch x), --no-flag"
     config = user.home / ".config" / "openclaw" / "coding-agent.yaml"
     (user.home / "key").write_text("canary-of-the-notes")
     config.write_text(f"{config.read_text()}secrets:\n  NOTES_KEY: {{file: {user.home / 'key'}}}\n")
@@ -306,13 +290,23 @@ def test_an_mcp_server_of_the_task_is_used(listening: tuple[User, MessagesApi], 
         prompt=scenario("note"),
         files=[{"path": "server.py", "content": MCP_SERVER}],
         secrets=["NOTES_KEY"],
-        agent={"mcp_config": servers if form == "mapping" else "mcp.json"},
+        agent={
+            "mcp_config": servers if form == "mapping" else "mcp.json",
+            "model": "claude-haiku-4-5",
+            "append_system_prompt": words,
+            "debug": True,
+        },
     )
 
     assert (outputs["status"], outputs["result"]) == ("succeeded", "Noted.")
     assert outputs["permission_denials"] == []
     assert notes.read_text() == "remember canary-of-the-notes\n"
     assert "canary-of-the-notes" not in (user.run_dir(outputs["run_id"]) / "mcp.json").read_text()
+    bodies = [json.loads(turn.body or b"{}") for turn in api.turns()]
+    assert {body["model"] for body in bodies} == {"claude-haiku-4-5"}
+    assert all(words in json.dumps(body["system"], ensure_ascii=False) for body in bodies)
+    assert user.cli("logs", "job", "--debug").stdout
+    assert (user.record_dir(outputs["run_id"]) / "debug.log").stat().st_size
 
 
 @pytest.mark.slow

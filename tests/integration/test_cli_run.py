@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ LIMIT = 120  # seconds for one command; a start takes about 2
 
 @pytest.fixture
 def project(engine_folder: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a new repository with a project in it, the real engine on PATH; what it started is removed at the end."""
+    """Return a new repository with a project in it, the real engine on PATH; what it started ends with its home."""
     monkeypatch.setenv("PATH", f"{engine_folder}:{os.environ['PATH']}")
     root = tmp_path / "shop"
     root.mkdir()
@@ -43,18 +43,15 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
+def in_shell(script: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of a shell's."""
+    argv = ["bash", "-c", script]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=LIMIT, check=True)
+
+
 def task(project: Path, name: str, text: str) -> None:
     """Write a task's file."""
     (project / "tasks" / f"{name}.yaml").write_text(text)
-
-
-@pytest.fixture
-def removing(project: Path) -> Iterator[list[str]]:
-    """Destroy, at the end, the stacks whose names are put in here."""
-    named: list[str] = []
-    yield named
-    for name in named:
-        run("destroy", name, "--discard", cwd=project)
 
 
 def data(shown: subprocess.CompletedProcess[str]) -> dict[str, object]:
@@ -64,9 +61,12 @@ def data(shown: subprocess.CompletedProcess[str]) -> dict[str, object]:
     return document
 
 
-def test_a_task_from_up_to_destroy(project: Path, removing: list[str]) -> None:
-    """`up` runs a task to its end and says how it went; status, list and logs know it; destroy leaves only results."""
-    removing.append("hello")
+def test_a_task_from_up_to_destroy(project: Path, tmp_path: Path) -> None:
+    """`up` runs a task to its end and says how it went; status, list and logs know it; destroy leaves only results.
+
+    After `eval "$(coding-agent env)"` a bare `pulumi` sees the stack. A name means the task of the project one stands
+    in; another project's is only reached by its run id.
+    """
     task(project, "hello", "command: |\n  echo one\n  echo two\n")
     shown = run("up", "hello", cwd=project)
     assert shown.returncode == 0, shown.stdout + shown.stderr
@@ -84,26 +84,48 @@ def test_a_task_from_up_to_destroy(project: Path, removing: list[str]) -> None:
     listed = json.loads(run("list", "--project", "--json", cwd=project).stdout)
     assert [(each["stack"], each["run_id"]) for each in listed] == [("hello", status["run_id"])]
     assert run("preview", "hello", cwd=project).returncode == 0
+    script = f'eval "$({sys.executable} -m coding_agent env --shell bash)" && pulumi stack ls --json'
+    bare = subprocess.run(
+        ["bash", "-c", script], cwd=project, capture_output=True, text=True, timeout=LIMIT, check=True
+    )
+    assert [each["name"] for each in json.loads(bare.stdout)] == ["hello"]
+    _names_stay_in_their_project(tmp_path / "other", str(status["run_id"]))
     gone = run("destroy", "hello", cwd=project)
     assert gone.returncode == 0, gone.stderr
     assert run("logs", "hello", cwd=project).stdout == "one\ntwo\n"
     assert data(run("status", "hello", "--json", cwd=project))["status"] == "succeeded"
 
 
-def test_a_failed_run_is_exit_code_1(project: Path, removing: list[str]) -> None:
-    """`up` of a task that fails ends with 1, its outputs readable; to show them is no failure."""
-    removing.append("bad")
-    task(project, "bad", "command: echo wrong; exit 7\n")
+def _names_stay_in_their_project(other: Path, run_id: str) -> None:
+    other.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=other, check=True, timeout=60)
+    assert run("init", cwd=other).returncode == 0
+    shown = run("destroy", "hello", cwd=other)
+    assert shown.returncode == 4
+    assert run_id in shown.stderr
+    assert data(run("status", run_id, "--json", cwd=other))["status"] == "succeeded"
+
+
+def test_a_failed_run_is_exit_code_1(project: Path) -> None:
+    """`up` of a task that fails ends with 1, its outputs readable; to show them is no failure.
+
+    `coding-agent logs NAME | head -1` shows one line and no complaint.
+    """
+    task(project, "bad", "command: seq 200000; exit 7\n")
     shown = run("up", "bad", "--json", cwd=project)
     assert shown.returncode == 1, shown.stderr
     assert data(shown)["status"] == "failed"
     assert data(shown)["exit_code"] == 7
     assert run("status", "bad", cwd=project).returncode == 0
+    script = f"{sys.executable} -m coding_agent logs bad | head -1"
+    first = subprocess.run(
+        ["bash", "-c", script], cwd=project, capture_output=True, text=True, timeout=LIMIT, check=True
+    )
+    assert (first.stdout, first.stderr) == ("1\n", "")
 
 
-def test_detach_follow_kill(project: Path, removing: list[str]) -> None:
+def test_detach_follow_kill(project: Path) -> None:
     """`up --detach` returns while the run goes on; `logs -f` shows lines as they come; `kill` ends it, results stay."""
-    removing.append("long")
     task(project, "long", "command: |\n  echo begun\n  sleep 600\n")
     shown = run("up", "long", "--detach", "--json", cwd=project)
     assert shown.returncode == 0, shown.stderr
@@ -126,22 +148,9 @@ def test_detach_follow_kill(project: Path, removing: list[str]) -> None:
     assert data(run("status", "long", "--json", cwd=project))["status"] == "killed"
 
 
-def test_a_closed_pipe_is_quiet(project: Path, removing: list[str]) -> None:
-    """`coding-agent logs NAME | head -1` shows one line and no complaint."""
-    removing.append("many")
-    task(project, "many", "command: seq 200000\n")
-    assert run("up", "many", "--json", cwd=project).returncode == 0
-    script = f"{sys.executable} -m coding_agent logs many | head -1"
-    shown = subprocess.run(
-        ["bash", "-c", script], cwd=project, capture_output=True, text=True, timeout=LIMIT, check=True
-    )
-    assert (shown.stdout, shown.stderr) == ("1\n", "")
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_the_agent(number: signal.Signals, code: int, project: Path, removing: list[str]) -> None:
+def test_a_signal_leaves_the_agent(number: signal.Signals, code: int, project: Path) -> None:
     """SIGINT (130) or SIGTERM (143) during `up` ends the following and says so; the run goes on."""
-    removing.append("long")
     task(project, "long", "command: |\n  echo begun\n  sleep 600\n")
     process = subprocess.Popen(
         [*PROGRAM, "up", "long"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -170,9 +179,8 @@ def _read_until(process: subprocess.Popen[str], text: str) -> None:
     raise AssertionError(f"no line {text!r}: {process.communicate()[1]}")
 
 
-def test_ctrl_c_while_starting(project: Path, removing: list[str]) -> None:
+def test_ctrl_c_while_starting(project: Path) -> None:
     """Ctrl-C before the agent has started ends `up` and the engine with 130; the next `up` goes on from there."""
-    removing.append("slow")
     task(project, "slow", "setup: [touch ../../begun, sleep 600]\ncommand: echo done\n")
     process = subprocess.Popen(
         [*PROGRAM, "up", "slow"],
@@ -193,9 +201,8 @@ def test_ctrl_c_while_starting(project: Path, removing: list[str]) -> None:
     assert [each["run_id"] for each in listed] == [data(again)["run_id"]]
 
 
-def test_on_a_terminal(project: Path, removing: list[str]) -> None:
+def test_on_a_terminal(project: Path) -> None:
     """On a terminal tables are coloured, and `destroy` of a run that goes on asks; no means that nothing is done."""
-    removing.append("long")
     task(project, "long", "command: sleep 600\n")
     assert run("up", "long", "-d", cwd=project).returncode == 0
     assert "\x1b[" in on_terminal("status", "long", cwd=project)[1]
@@ -227,9 +234,8 @@ def on_terminal(*arguments: str, cwd: Path, answer: str = "") -> tuple[int, str]
 
 
 @pytest.mark.slow
-def test_up_again_adopts_and_rerun_repeats(project: Path, removing: list[str]) -> None:
+def test_up_again_adopts_and_rerun_repeats(project: Path) -> None:
     """`up` of an unchanged task shows the run that is there; with --rerun there is a new one."""
-    removing.append("once")
     task(project, "once", "command: echo done\n")
     first = data(run("up", "once", "--json", cwd=project))["run_id"]
     assert data(run("up", "once", "--json", cwd=project))["run_id"] == first
@@ -275,43 +281,14 @@ def test_executors_of_the_file(project: Path, tmp_path: Path) -> None:
     assert {each["name"] for each in named} == {"crib", "local"}
 
 
-def test_env_gives_a_shell_the_same_stacks(project: Path, removing: list[str]) -> None:
-    """After `eval "$(coding-agent env)"` a bare `pulumi` sees the stack that `up` made."""
-    removing.append("hello")
-    task(project, "hello", "command: echo hello\n")
-    assert run("up", "hello", cwd=project).returncode == 0
-    script = f'eval "$({sys.executable} -m coding_agent env --shell bash)" && pulumi stack ls --json'
-    shown = subprocess.run(
-        ["bash", "-c", script], cwd=project, capture_output=True, text=True, timeout=LIMIT, check=True
-    )
-    assert [each["name"] for each in json.loads(shown.stdout)] == ["hello"]
-
-
-def test_names_stay_in_their_project(project: Path, tmp_path: Path, removing: list[str]) -> None:
-    """A name means the task of the project one stands in; another project's is only reached by its run id."""
-    removing.append("same")
-    task(project, "same", "command: echo mine\n")
-    run_id = str(data(run("up", "same", "--json", cwd=project))["run_id"])
-    other = tmp_path / "other"
-    other.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=other, check=True, timeout=60)
-    assert run("init", cwd=other).returncode == 0
-    shown = run("destroy", "same", cwd=other)
-    assert shown.returncode == 4
-    assert run_id in shown.stderr
-    assert data(run("status", run_id, "--json", cwd=other))["status"] == "succeeded"
-
-
 def test_an_agent_from_up_to_its_branch(
     project: Path,
-    removing: list[str],
     messages_api: MessagesApi,
     claude_program: Path,
     monkeypatch: pytest.MonkeyPatch,
     processes_with: Callable[[str], list[int]],
 ) -> None:
     """An agent's commits arrive as a branch, its turns are shown as they come, and nothing of it runs afterwards."""
-    removing.append("note")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", messages_api.url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "canary-of-the-command-line")
     monkeypatch.setenv("PATH", f"{claude_program.parent}:{os.environ['PATH']}")

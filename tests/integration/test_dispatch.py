@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,16 +54,12 @@ def dispatching(
     messages_api: MessagesApi,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[None]:
-    """Put the real programs on PATH and the scripted API behind the agent; remove what is left at the end."""
+) -> None:
+    """Put the real programs on PATH and the scripted API behind the agent; what is left ends with its home."""
     monkeypatch.setenv("PATH", f"{engine_folder}:{claude_program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", messages_api.url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "canary-of-dispatch")
     monkeypatch.chdir(tmp_path)
-    yield
-    for record in records.everything():
-        if not record.removed:
-            api.Task(record).cleanup(discard=True)
 
 
 def test_the_examples_in_the_documentation_run(messages_api: MessagesApi) -> None:
@@ -164,7 +159,8 @@ def test_labels_choose_the_executor(home: Path) -> None:
 
 
 def test_another_process_finds_the_task() -> None:
-    """A task goes on when the process that dispatched it has ended; `get_task` and the command line know it."""
+    """A task goes on when the process that dispatched it has ended; `get_task` and the command line know it; waiting
+    for it with a limit raises what is a TimeoutError, and leaves it alone."""
     code = "from coding_agent import dispatch; print(dispatch(command='echo begun; exec sleep 600').id)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
     task = begun(get_task(done.stdout.strip()))
@@ -173,6 +169,10 @@ def test_another_process_finds_the_task() -> None:
     assert status.processes >= 1
     assert status.mem > 0
     assert status.uptime > 0
+    with pytest.raises(TimeoutError) as caught:
+        task.wait(timeout=0.3)
+    assert isinstance(caught.value, api.WaitTimeout)
+    assert task.running
     argv = [sys.executable, "-m", "coding_agent", "kill", task.id]
     subprocess.run(argv, capture_output=True, timeout=LIMIT, check=True)
     assert not task.running
@@ -193,32 +193,19 @@ def test_looking_while_it_starts() -> None:
     assert list(dict.fromkeys(seen)) == [each for each in order if each in seen]
 
 
-def test_waiting_has_a_limit() -> None:
-    """`wait(timeout)` raises what is a TimeoutError when the run goes on, and leaves the run alone."""
-    task = begun(dispatch(command="sleep 600"))
-    with pytest.raises(TimeoutError) as caught:
-        task.wait(timeout=0.3)
-    assert isinstance(caught.value, api.WaitTimeout)
-    assert task.running
-
-
-def test_a_failure_is_in_the_outputs() -> None:
-    """A run that failed raises nothing: its outputs say so."""
-    outputs = dispatch(command="echo no; exit 3").wait(LIMIT)
-    assert (outputs.status, outputs.exit_code) == (State.FAILED, 3)
-
-
 def test_cleanup_leaves_the_results(home: Path) -> None:
-    """After `cleanup` neither stack nor task file nor run folder is left, and the log can still be read."""
-    task = dispatch(command="echo kept", name="once")
-    task.wait(LIMIT)
+    """A run that failed raises nothing: its outputs say so. After `cleanup` neither stack nor task file nor run folder
+    is left, and the log can still be read."""
+    task = dispatch(command="echo kept; exit 3", name="once")
+    outputs = task.wait(LIMIT)
+    assert (outputs.status, outputs.exit_code) == (State.FAILED, 3)
     file = home / ".local/state/coding-agent/dispatch/tasks/once.yaml"
     assert file.exists()
     task.cleanup()
     assert not file.exists()
     assert not list((home / ".coding-agent" / "runs").glob("*"))
     assert task.logs() == ["kept"]
-    assert get_task(task.id).outputs.status is State.SUCCEEDED
+    assert get_task(task.id).outputs.status is State.FAILED
     task.cleanup()
 
 
@@ -262,24 +249,21 @@ def test_what_can_not_be_a_task(arguments: dict[str, Any], home: Path) -> None:
     assert not list((home / ".local/state/coding-agent/dispatch").glob("tasks/*.yaml"))
 
 
-def test_a_prompt_arrives_byte_for_byte(messages_api: MessagesApi) -> None:
-    """Quotes, newlines, shell words and emoji in a prompt reach the model as they were given."""
-    prompt = "--first\n\"double\" 'single' $(touch x) `touch y`\r\n\ttab 🦀 {brace} # hash: - item\n\n"
-    dispatch(prompt).wait(LIMIT)
-    assert messages_api.prompts() == [prompt]
-
-
-def test_a_repository_gets_the_commits_as_a_branch(tmp_path: Path) -> None:
-    """With `repo` the agent works on a copy of the repository, its commits arrive as a branch."""
+def test_a_repository_gets_the_commits_as_a_branch(tmp_path: Path, messages_api: MessagesApi) -> None:
+    """With `repo` the agent works on a copy of the repository, its commits arrive as a branch; quotes, newlines, shell
+    words and emoji in a prompt reach the model as they were given."""
+    odd = "--first\n\"double\" 'single' $(touch x) `touch y`\r\n\ttab 🦀 {brace} # hash: - item\n\n"
+    prompt = f"{odd}{scenario('edit')}{odd}"
     repository = tmp_path / "shop"
     git("init", "-q", "-b", "main", str(repository), cwd=tmp_path)
     (repository / "deep").mkdir()
     (repository / "deep" / "file").write_text("text")
     git("add", "-A", cwd=repository)
     git("commit", "-q", "-m", "Begin", cwd=repository)
-    task = dispatch(scenario("edit"), repo="deep", cwd=repository, branch="try")
+    task = dispatch(prompt, repo="deep", cwd=repository, branch="try")
     assert git("status", "--porcelain", cwd=repository) == ""
     assert task.wait(LIMIT).branch == "coding-agent/try"
+    assert messages_api.prompts() == [prompt]
     assert git("log", "--format=%s", "coding-agent/try", cwd=repository) == "Add a note\nBegin\n"
     task.cleanup()
     assert sorted(each.name for each in repository.iterdir()) == [".git", "deep"]

@@ -13,8 +13,9 @@ import pytest
 from coding_agent import executors
 from coding_agent.errors import ConnectionBroken
 from coding_agent.executors.container import ContainerExecutor
+from containers import Docker
 from machines.relay import Relay, relay_of_sockets
-from places import PLACES, Place
+from places import PLACES, Place, in_container, made_container
 from waiting import until
 
 
@@ -70,11 +71,10 @@ def test_cut_in_the_middle_of_a_call(kind: str, home: Path, tmp_path: Path, requ
 
 @pytest.mark.parametrize("fault", ["kill", "stop"])
 def test_container_that_ends_in_the_middle_of_a_call(
-    fault: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest
+    fault: str, home: Path, docker: Docker, container_image: str
 ) -> None:
     """A call in a container that is ended does not hang, and its run is lost, not unknown, once it is looked at."""
-    with PLACES["container"](tmp_path / "place", request) as place:
-        docker = request.getfixturevalue("docker")
+    with made_container(docker, container_image) as target, in_container(target) as place:
         place.start("echo here >here; sleep 600")
         place.says("here")
         name = place.executor.place["id"]
