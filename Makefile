@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# MAKE stands here, and not in a recipe, so that `make -n test` runs nothing.
+RUN = PYTHON=$(PYTHON) MAKE=$(MAKE) tests/testbed/start.sh
 
 export PATH := $(abspath $(BIN)):$(PATH)
 # The tests start Python hundreds of times: without its cache each start compiles everything anew.
@@ -18,10 +20,10 @@ demo: $(STAMP) ## Set up, then run a task end to end on this machine
 	@$(BIN)/python demo/demo.py
 
 test: ## Set up, then linters, types and every test but the slow ones
-	@PYTHON=$(PYTHON) MAKE=$(MAKE) tests/testbed/start.sh quick $(ARGS)
+	@$(RUN) quick $(ARGS)
 
 test-slow: ## Set up, then the slow tests: what takes long, or repeats a thing in many variants
-	@PYTHON=$(PYTHON) MAKE=$(MAKE) tests/testbed/start.sh slow $(ARGS)
+	@$(RUN) slow $(ARGS)
 
 test-python: $(STAMP) ## The quick tests and the wheel's installation on each Python from 3.11 to 3.14 that is here
 	@$(BIN)/python tests/pythons.py

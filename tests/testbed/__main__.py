@@ -35,6 +35,8 @@ def main(suite: str, given: Sequence[str]) -> int:
         tools = beside.enter_context(
             job("engine and plugins", FOLDER / "toolchain.log", python("toolchain", str(failures)))
         )
+        # Soon: what sudo may do without its password lasts some minutes.
+        beside.enter_context(container_engine(FOLDER))
         # Whoever names a file waits for all that it could need; so does what is slow.
         if suite == "quick":
             lint = beside.enter_context(
@@ -48,7 +50,6 @@ def main(suite: str, given: Sequence[str]) -> int:
             _linters(lint, run)
         else:
             arguments_of_rest = []
-        beside.enter_context(container_engine(FOLDER))
         _toolchain(tools)
         print(f"engine and plugins are there, {time.monotonic() - started:.0f} s after the start", flush=True)
         run.run(arguments, arguments_of_rest)

@@ -48,6 +48,8 @@ ask() {
     read -r answer || answer=
     if [[ $answer == [yY]* ]]; then
       allowed=1 as_root=(sudo)
+      # Its password is asked for now: later on, dockerd is started in the background.
+      sudo -v || allowed=
     else
       # Asked once: not again until something else is missing.
       printf '%s\n' "$wish" >"$folder/declined"
