@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from coding_agent import __version__
-from distributions import LIMIT, build, install
+from distributions import LIMIT, REPOSITORY, build, install
 from release import pins
 
 HASHES = ".github/coding-agent-requirements.txt"
@@ -196,3 +196,15 @@ def test_what_is_pinned_is_what_the_lock_pins(from_file: Path, tmp_path: Path) -
     assert pinned == {*expected, ("openclaw-coding-agent", __version__)}
     assert {*pins.direct()} <= {name for name, _ in expected}
     assert not {"pytest", "mypy", "ruff"} & {name for name, _ in expected}
+
+
+def test_no_text_asks_for_somebody_elses_distribution() -> None:
+    """Nothing that the project says or runs installs by the package's command name, which is a stranger's there."""
+    asked = re.compile(r"(?:pipx?|tool) (?:install|run) (?:-\S+ )*['\"]?coding-agent\b|uvx (?:-\S+ )*coding-agent\b")
+    argv = ["git", "ls-files", "-co", "--exclude-standard", "--deduplicate"]
+    listed = subprocess.run(argv, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=60).stdout
+    files = [REPOSITORY / name for name in listed.splitlines() if (REPOSITORY / name).is_file()]
+    texts = {file: file.read_text(encoding="utf-8", errors="replace") for file in files if file.suffix != ".sum"}
+
+    assert [str(file) for file, text in texts.items() if asked.search(text)] == []
+    assert asked.search("pip install -U {}".format("coding-agent"))
