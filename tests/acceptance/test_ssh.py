@@ -22,7 +22,8 @@ from waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 
-ATTEMPTS = 8  # connections that are tried to a host that does not answer before a command gives it up
+# Connections that a command tries to a host that hangs up before it gives the host up: four for each of its calls.
+ATTEMPTS = 32
 
 
 def _executor(user: User, server: SshHost, **options: Any) -> None:
