@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 
-BOUND = 120.0  # seconds within which a host that does not answer is given up
+# Connections that a command tries to a host that hangs up before it gives the host up: four for each of its calls.
+ATTEMPTS = 32
 
 
 def _executor(user: User, server: SshHost, **options: Any) -> None:
@@ -172,8 +172,8 @@ def test_host_keys(crib: User, ssh_host: SshHost) -> None:
 
 
 def test_a_host_that_does_not_answer(crib: User, ssh_host: SshHost) -> None:
-    """`destroy` of a run on a host that does not answer ends with 3 and loses nothing, and works once it does; `up`
-    says so within bounded time; `--discard` gives a host up that is gone for good."""
+    """`destroy` of a run on a host that does not answer ends with 3 and loses nothing, and works once it does; a few
+    attempts are enough for it, and for `up`; `--discard` gives a host up that is gone for good."""
     with relay(ssh_host.address) as way:
         _executor(crib, ssh_host, host=way.address[0], port=way.address[1])
         for name in ("job", "gone"):
@@ -182,23 +182,27 @@ def test_a_host_that_does_not_answer(crib: User, ssh_host: SshHost) -> None:
         way.refusing = True
         way.cut()
 
-        refused = crib.cli("destroy", "job", "--yes", code=3).stderr
+        def few_attempts(*argv: str) -> str:
+            before = way.accepted
+            said = crib.cli(*argv, code=3).stderr
+            print("ATTEMPTS", argv, way.accepted - before)
+            assert 0 < way.accepted - before <= ATTEMPTS
+            return said
+
+        refused = few_attempts("destroy", "job", "--yes")
         assert way.address[0] in refused
         assert "destroy job --discard" in refused
-        begun = time.monotonic()
         crib.job("late", command="true", executor="crib")
-        assert way.address[0] in crib.cli("up", "late", code=3).stderr
-        assert time.monotonic() - begun < BOUND
+        assert way.address[0] in few_attempts("up", "late")
+        few_attempts("destroy", "gone", "--yes")
 
         way.refusing = False
         crib.cli("destroy", "job", "--yes")
         (record,) = {crib.record_dir(crib.outputs("job")["run_id"])}
         assert (record / "artifacts" / "kept.txt").read_text() == "kept\n"
 
-    begun = time.monotonic()
     crib.cli("destroy", "gone", "--yes", code=3)
     given_up = crib.cli("destroy", "gone", "--discard", "--yes").stderr
-    assert time.monotonic() - begun < BOUND
     outputs = crib.outputs("gone")
     assert (outputs["status"], outputs["reason"]) == ("lost", "given_up")
     assert "removed by nobody" in given_up + str(outputs["notices"])

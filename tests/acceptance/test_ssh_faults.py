@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def test_following_a_log(crib: User, ssh_host: SshHost, fault: str, tmp_path: Pa
 
 
 def test_a_host_that_restarts(crib: User, ssh_host: SshHost, claude_program: Path) -> None:
-    """A run on a host that is down is `unresponsive`, and `lost` within a minute of its return; what the agent had
+    """A run on a host that is down is `unresponsive`, and `lost` at the first look after its return; what the agent had
     committed comes back, and `destroy` leaves nothing there."""
     crib.executors(ssh_host.executor(claude_path=ssh_host.put_program(claude_program)))
     crib.job(prompt=scenario("edit+gate"), repo=".", executor="crib")
@@ -66,9 +65,7 @@ def test_a_host_that_restarts(crib: User, ssh_host: SshHost, claude_program: Pat
     finally:
         ssh_host.up()
 
-    begun = time.monotonic()
-    until(lambda: crib.outputs("job")["status"] == "lost", limit=BOUND)
-    assert time.monotonic() - begun < BOUND
+    assert crib.outputs("job")["status"] == "lost"
 
     assert crib.git("show", "coding-agent/job:note.txt") == "the second line\n"
     crib.cli("destroy", "job")

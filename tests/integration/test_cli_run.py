@@ -126,7 +126,8 @@ def test_a_failed_run_is_exit_code_1(project: Path) -> None:
 
 def test_detach_follow_kill(project: Path) -> None:
     """`up --detach` returns while the run goes on; `logs -f` shows lines as they come; `kill` ends it, results stay."""
-    task(project, "long", "command: |\n  echo begun\n  sleep 600\n")
+    # exec: a shell that outlived its child by a moment would say in the log that the child was terminated.
+    task(project, "long", "command: |\n  echo begun\n  exec sleep 600\n")
     shown = run("up", "long", "--detach", "--json", cwd=project)
     assert shown.returncode == 0, shown.stderr
     assert data(shown)["status"] == "running"

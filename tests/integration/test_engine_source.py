@@ -292,6 +292,7 @@ def test_an_engine_runs_a_python_project(
         assert up.stdout is not None
         assert any(b"it runs" in line for line in up.stdout)
         up.kill()
+    # By itself the language host looks for its engine every five minutes.
     until(lambda: not processes_with(language))
 
 
