@@ -13,7 +13,7 @@ from user import User
 from waiting import until
 
 FINAL = {"succeeded", "failed", "killed", "timed_out", "lost"}
-HOLD = "until test -e {}/go; do sleep 0.05; done"
+HOLD = "until test -e {}/go; do sleep 0.1; done"
 
 
 def local_executors(user: User, **sizes: int) -> None:
@@ -51,6 +51,12 @@ def entries(user: User) -> dict[str, dict[str, Any]]:
 
 def state(user: User, name: str) -> str:
     return str(entries(user)[name]["state"])
+
+
+def all_are(user: User, wanted: str, *names: str) -> bool:
+    """Return whether all of these tasks have a state; in one question, however many they are."""
+    found = entries(user)
+    return all(found[name]["state"] == wanted for name in names)
 
 
 @contextmanager

@@ -85,7 +85,6 @@ def test_from_inside(container_user: User, docker: Docker) -> None:
     assert (settings["Memory"], settings["MemorySwap"]) == (300 * 1024**2, 300 * 1024**2)
     assert settings["NanoCpus"] == 500_000_000
     assert 100 <= settings["PidsLimit"] <= 120
-    user.cli("destroy", "job")
 
 
 @pytest.mark.slow
@@ -97,7 +96,6 @@ def test_defaults_of_limits(container_user: User, docker: Docker) -> None:
     settings = docker.inspect(docker.of_project(user.project)[0])["HostConfig"]
     assert (settings["Memory"], settings["MemorySwap"]) == (2 * 1024**3, 2 * 1024**3)
     assert 512 <= settings["PidsLimit"] <= 532
-    user.cli("destroy", "job")
 
 
 @pytest.mark.slow
@@ -111,7 +109,6 @@ def test_mounted_program_is_read_only(container_user: User) -> None:
     raw = user.cli("logs", "job", "--raw").stdout
     assert "Permission denied" in raw or "Read-only file system" in raw
     assert "/opt/coding-agent/claude" in raw
-    user.cli("destroy", "job")
 
 
 @pytest.mark.slow
@@ -219,7 +216,6 @@ def test_network_of_its_own(container_user: User, docker: Docker, container_imag
     user.executors({"name": "box", "type": "container", "image": container_image, "network": "none"})
     user.cli("up", "job")
     assert "eth0" not in _log(user)
-    user.cli("destroy", "job")
 
 
 @pytest.mark.slow
@@ -283,7 +279,6 @@ def test_mounted_folder_is_writable_for_its_owner(container_user: User, tmp_path
     user.job(command="echo mine >/work/made; echo $HOME", executor="box")
     user.cli("up", "job")
     assert ((folder / "made").stat().st_uid, (folder / "made").stat().st_gid) == (4321, 4322)
-    user.cli("destroy", "job")
 
 
 @pytest.mark.slow
@@ -344,7 +339,6 @@ def test_secret_is_nowhere_but_in_the_agent(container_user: User, docker: Docker
     assert canary not in docker("inspect", container)
     assert canary not in docker("events", "--since", begun, "--until", str(int(time.time()) + 1))
     assert canary not in user.pulumi("stack", "export", "--stack", "job", "--show-secrets").stdout
-    user.cli("destroy", "job", MY_TOKEN=canary)
 
 
 @pytest.mark.slow
@@ -365,4 +359,3 @@ def test_following_leaves_nothing_in_the_container(container_user: User, docker:
         follower.stdout.readline()
         follower.kill()
     until(lambda: processes() == before)
-    user.cli("destroy", "job", "--yes")

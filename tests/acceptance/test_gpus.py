@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,6 @@ def test_gpus_are_asked_for(
         (container,) = engine.docker.of_project(container_user.project)
         (asked,) = engine.docker.inspect(container)["HostConfig"]["DeviceRequests"]
         assert (asked["Count"], asked["DeviceIDs"], asked["Capabilities"]) == (*asks, [["gpu"]])
-        container_user.cli("destroy", "job")
 
 
 def test_no_two_runs_have_the_same_gpu(user: User) -> None:
@@ -75,51 +75,48 @@ def test_no_two_runs_have_the_same_gpu(user: User) -> None:
 
 
 def test_without_the_queue_they_are_the_first_ones_and_that_is_said(user: User) -> None:
-    """`up` gives a run the first GPUs, whoever else uses them, and says so before and after."""
-    local_executors(user, rack=1)
-    said = json.loads(user.executors_file.read_text())["executors"]
-    user.executors({**said[0], "gpus": 3})
-    user.job(command="echo $CUDA_VISIBLE_DEVICES $CODING_AGENT_LIMIT_GPUS", executor="rack", limits={"gpus": 2})
+    """Of the executors that carry a task's labels, the first one with enough GPUs is chosen. `up` gives a run the first
+    of them, whoever else uses them, and says so before and after."""
+    user.executors(
+        {"name": "small", "type": "local", "labels": ["fast"]},
+        {"name": "rack", "type": "local", "labels": ["fast"], "gpus": 3},
+    )
+    user.job(command="echo $CUDA_VISIBLE_DEVICES $CODING_AGENT_LIMIT_GPUS", labels=["fast"], limits={"gpus": 2})
     assert "GPU 0, 1 of executor rack, whoever else uses it" in _shown(user, "preview", "job")
     user.cli("up", "job")
     outputs = user.outputs("job")
-    assert outputs["log_tail"].split() == ["0,1", "2"]
+    assert (outputs["executor"], outputs["log_tail"].split()) == ("rack", ["0,1", "2"])
     assert any("only the queue shares them out" in each for each in outputs["notices"])
 
 
-@pytest.mark.parametrize(
-    ("executor", "said"),
-    [
-        ({"type": "local"}, "has no GPUs by the executors file, and 2 are wanted; give it `gpus: N`"),
-        ({"type": "local", "gpus": 1}, "has 1 by the executors file, and 2 are wanted"),
-        ({"type": "hetzner"}, "Hetzner Cloud has no servers with GPUs; name an executor of type ssh or container"),
-        (
-            {"type": "container", "image": "x", "gpus": "all"},
-            "says `gpus: all`, so they can't be shared out",
-        ),
-        ({"type": "container", "container": "x"}, "exists already, whose GPUs were chosen when it was made"),
-    ],
-)
-def test_gpus_that_an_executor_has_not(user: User, executor: dict[str, Any], said: str) -> None:
+# An executor, and what a task is told that wants two GPUs of it.
+LACKING: list[tuple[dict[str, Any], str]] = [
+    ({"type": "local"}, "has no GPUs by the executors file, and 2 are wanted; give it `gpus: N`"),
+    ({"type": "local", "gpus": 1}, "has 1 by the executors file, and 2 are wanted"),
+    ({"type": "hetzner"}, "Hetzner Cloud has no servers with GPUs; name an executor of type ssh or container"),
+    ({"type": "container", "image": "x", "gpus": "all"}, "says `gpus: all`, so they can't be shared out"),
+    ({"type": "container", "container": "x"}, "exists already, whose GPUs were chosen when it was made"),
+]
+
+
+def test_gpus_that_an_executor_has_not(user: User) -> None:
     """A task that wants GPUs which its executor has not is refused at its line, with what would work."""
-    user.executors({"name": "rack", "labels": ["fast"], **executor})
-    for chooses in ({"executor": "rack"}, {"labels": ["fast"]}):
-        user.job(command="true", limits={"gpus": 2}, **chooses)
-        shown = _shown(user, "validate", code=2)
-        assert "tasks/job.yaml:1:" in shown
-        assert "limits.gpus" in shown
-        assert said in shown
+    racks = [{"name": f"rack{n}", "labels": [f"fast{n}"], **executor} for n, (executor, _said) in enumerate(LACKING)]
+    user.executors(*racks)
+    for number in range(len(racks)):
+        user.job(f"named{number}", command="true", limits={"gpus": 2}, executor=f"rack{number}")
+        user.job(f"chosen{number}", command="true", limits={"gpus": 2}, labels=[f"fast{number}"])
+    lines = _lines(user.cli("validate", code=2).stdout)
+    for number, (_executor, said) in enumerate(LACKING):
+        for name in (f"named{number}", f"chosen{number}"):
+            (line,) = [each for each in lines if each.startswith(f"tasks/{name}.yaml:1:")]
+            assert "limits.gpus" in line
+            assert said in line
 
 
-def test_labels_choose_an_executor_that_has_them(user: User) -> None:
-    """Of the executors that carry a task's labels, the first one with enough GPUs is chosen."""
-    user.executors(
-        {"name": "small", "type": "local", "labels": ["fast"]},
-        {"name": "rack", "type": "local", "labels": ["fast"], "gpus": 2},
-    )
-    user.job(command="echo $CUDA_VISIBLE_DEVICES", labels=["fast"], limits={"gpus": 2})
-    user.cli("up", "job")
-    assert (user.outputs("job")["executor"], user.outputs("job")["log_tail"].strip()) == ("rack", "0,1")
+def _lines(shown: str) -> list[str]:
+    """Return what was said of each task file, in one line for each."""
+    return [" ".join(each.split()) for each in re.split(r"\n(?=tasks/)", shown)]
 
 
 def test_on_a_host_each_run_sees_its_own(crib: User, ssh_host: SshHost) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fakes.scenarios import scenario
 from processes import processes_with_text
-from queues import FINAL, HOLD, all_ended, entries, local_executors, most_at_once, noted, state, working
+from queues import FINAL, HOLD, all_are, all_ended, entries, local_executors, most_at_once, noted, state, working
 from user import User
 from waiting import until
 
@@ -59,7 +59,7 @@ def test_the_most_urgent_goes_first(user: User) -> None:
         assert "a is full, 1 of 1 tasks: first" in user.cli("why", "urgent").stdout
         assert "not to begin before 2999-01-01" in user.cli("why", "later").stdout
         (user.home / "go").touch()
-        until(lambda: all(state(user, each) == "succeeded" for each in ("old", "new", "urgent")), limit=120)
+        until(lambda: all_are(user, "succeeded", "old", "new", "urgent"), limit=120)
         assert state(user, "later") == "queued"
         user.cli("kill", "later")
         assert state(user, "later") == "killed"

@@ -18,7 +18,7 @@ from coding_agent.work_queue import database
 from fakes.scenarios import scenario
 from machines.postgres import Postgres, postgres
 from processes import end_processes_of, processes_with_text
-from queues import HOLD, all_ended, entries, local_executors, most_at_once, noted, state, working
+from queues import HOLD, all_are, all_ended, entries, local_executors, most_at_once, noted, state, working
 from user import User
 from waiting import until
 
@@ -109,7 +109,7 @@ def test_a_database_that_is_away(team: User, server: Postgres) -> None:
     with working(team):
         team.cli("dispatch", "ends", "agent", "waits")
         team.api.wait_for_turns(1)
-        until(lambda: state(team, "ends") == state(team, "agent") == "running")
+        until(lambda: all_are(team, "running", "ends", "agent"))
         server.stop("immediate")
         try:
             said = team.cli("list", "--queue", code=3).stderr

@@ -34,7 +34,6 @@ def test_a_reader_that_goes_away_ends_up_and_not_the_run(user: User) -> None:
 
     assert _locks(user) == []
     assert until(lambda: user.outputs("job")["status"] == "running")
-    user.cli("destroy", "job", "--yes")
 
 
 @pytest.mark.parametrize(("output", "word"), [(">/dev/full", "No space left"), (">&-", "it is closed")])

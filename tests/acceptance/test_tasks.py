@@ -356,4 +356,3 @@ def test_artifacts_that_were_not_made(user: User) -> None:
     assert outputs["notices"] == []
     folder = user.record_dir(outputs["run_id"]) / "artifacts"
     assert [each.name for each in folder.iterdir()] == ["kept.txt"]
-    user.cli("destroy", "job")

@@ -115,7 +115,7 @@ class Scene:
     # Moments
 
     def set_up(self) -> None:
-        """Write the task and make the stack; nothing has started yet."""
+        """Write the task, and make the stack where the moment is to be in its first update; nothing has started yet."""
         user = self.user
         if self.engine:
             box = {"name": "box", "type": "container", "image": BASE, "network": "host"}
@@ -131,7 +131,8 @@ class Scene:
             limits={"grace": "1s", "linger": "2s", "timeout": "5m"},
         )
         user.commit_all()
-        user.pulumi("stack", "init", "job", "--no-select")
+        if self.row.fault in BARE or self.row.moment == "target":
+            user.pulumi("stack", "init", "job", "--no-select")  # else `up` makes it
         (user.home / ".began").touch()
 
     def begin(self) -> None:

@@ -73,9 +73,9 @@ def _rows() -> Iterator[Row]:
     for executor in ("local", "container"):
         for moment in ("target", "start", "run", "collect"):
             yield Row(executor, moment, "kill engine")
+        for moment in ("target", "start"):
             yield Row(executor, moment, "kill cli")
-        for moment in ("start", "run"):
-            yield Row(executor, moment, "kill plugin")
+        yield Row(executor, "start", "kill plugin")
         yield Row(executor, "destroy", "kill engine", ANY)
         yield Row(executor, "destroy", "kill cli", ANY)
         yield Row(executor, "run", "kill supervisor", LOST)
@@ -83,6 +83,9 @@ def _rows() -> Iterator[Row]:
         yield Row(executor, "run", "disk full there", ("succeeded", "failed"), kept=False)
         yield Row(executor, "run", "truncate meta")
     # What happens on this machine alone is the same for every executor.
+    for moment in ("run", "collect"):
+        yield Row("local", moment, "kill cli")
+    yield Row("local", "run", "kill plugin")
     for moment in ("run", "destroy"):
         yield Row("local", moment, "stack lock")
     yield Row("local", "collect", "disk full here")
