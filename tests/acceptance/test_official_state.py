@@ -7,10 +7,11 @@ inputs name the defaults in `__defaults`, outputs repeat the id and hold Terrafo
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,110 +22,21 @@ from hcloud.images.domain import Image
 from hcloud.locations.domain import Location
 from hcloud.server_types.domain import ServerType
 
-from coding_agent.toolchain.pulumi import plugins
+from containers import Docker
 from fakes.hetzner_api import HetznerApi
+from old_stack import CONTAINER, HETZNER, STACK, OldStack, urn
 from renter import new_key
 from user import User
 
 pytestmark = pytest.mark.timeout(600)
 
-PROJECT, STACK = "old", "job"
-_ID = "11111111-2222-4333-8444-555555555555"  # of the provider
 _TIMEOUTS = "e2bfb730-ecaa-11e6-8f88-34363bc7c4c0"  # where Terraform notes how long an operation may take
-
-
-@dataclass(frozen=True)
-class OldStack:
-    """A project with one stack, whose state is what a test writes."""
-
-    user: User
-    environment: Mapping[str, str]
-
-    def pulumi(self, *argv: str) -> str:
-        """Run the engine in the project; return what it printed."""
-        done = self.user.run("pulumi", *argv, "--non-interactive", code=None, **self.environment)
-        assert done.returncode == 0, f"pulumi {' '.join(argv)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def program(self, text: str) -> None:
-        """Write the project's program."""
-        (self.user.project / "__main__.py").write_text(text, encoding="utf-8")
-
-    def take(self, library: str, *resources: Mapping[str, Any]) -> None:
-        """Let the stack be what the official plugin of a library has made."""
-        version = plugins.version(library)
-        kind = f"pulumi:providers:{library}"
-        provider = {
-            **{"urn": _urn(kind, _default(version)), "type": kind, "custom": True, "id": _ID},
-            **{"inputs": {"version": version}, "outputs": {"version": version}},
-        }
-        kind = "pulumi:pulumi:Stack"
-        stack = {"urn": _urn(kind, f"{PROJECT}-{STACK}"), "type": kind, "custom": False}
-        within = {"parent": stack["urn"], "provider": f"{provider['urn']}::{_ID}"}
-        made = [stack, provider, *({**each, **within} for each in resources)]
-        file = self.user.project / "state.json"
-        engine = "v3.259.0"
-        magic = hashlib.sha256(engine.encode()).hexdigest()  # the engine's own mark of what it has written
-        manifest = {"time": "2026-01-01T00:00:00Z", "magic": magic, "version": engine}
-        file.write_text(json.dumps({"version": 3, "deployment": {"manifest": manifest, "resources": made}}))
-        self.pulumi("stack", "import", "--stack", STACK, "--file", str(file))
-
-    def goes_on(self) -> None:
-        """Assert that nothing is to be done: by the program, after a look at what is there, by the program again."""
-        before = self.outputs()
-        self.pulumi("preview", "--stack", STACK, "--diff", "--expect-no-changes")
-        self.pulumi("refresh", "--stack", STACK, "--yes", "--skip-preview", "--expect-no-changes")
-        self.pulumi("up", "--stack", STACK, "--yes", "--skip-preview", "--expect-no-changes")
-        after = self.outputs()
-        assert after.keys() == before.keys()
-        changed = [
-            f"{urn} {name}: {outputs.get(name)!r} became {after[urn].get(name)!r}"
-            for urn, outputs in before.items()
-            for name in sorted(outputs.keys() | after[urn].keys())
-            if outputs.get(name) != after[urn].get(name)
-        ]
-        assert not changed, "\n".join(changed)
-
-    def outputs(self) -> dict[str, Mapping[str, Any]]:
-        """Return the outputs of the resources in the state, without the notes that the bridge makes for itself."""
-        said = json.loads(self.pulumi("stack", "export", "--stack", STACK))
-        return {each["urn"]: _public(each.get("outputs", {})) for each in said["deployment"].get("resources") or ()}
-
-    def destroy(self) -> None:
-        """Destroy what the stack has."""
-        self.pulumi("destroy", "--stack", STACK, "--yes", "--skip-preview")
-        assert self.outputs() == {}
 
 
 @pytest.fixture
 def old_stack(user: User) -> OldStack:
-    """Return a project of the engine's, with no plugin yet."""
-    backend = user.home / "backend"
-    backend.mkdir()
-    for file in user.project.iterdir():
-        if file.is_file():
-            file.unlink()
-    (user.project / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n")
-    (user.project / "__main__.py").write_text("")
-    stack = OldStack(
-        user,
-        {"PULUMI_BACKEND_URL": f"file://{backend}", "PULUMI_CONFIG_PASSPHRASE": "", "PULUMI_SKIP_UPDATE_CHECK": "true"},
-    )
-    stack.pulumi("stack", "init", STACK)
-    return stack
-
-
-def _public(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    # No list and an empty one are the same to Terraform.
-    return {name: value for name, value in outputs.items() if not name.startswith("__") and value != []}
-
-
-def _default(version: str) -> str:
-    return f"default_{version.replace('.', '_')}"
-
-
-def _urn(kind: str, name: str) -> str:
-    return f"urn:pulumi:{STACK}::{PROJECT}::{kind}::{name}"
+    """Return a project with one stack."""
+    return OldStack.of(user)
 
 
 def _resource(
@@ -133,41 +45,16 @@ def _resource(
     """Return a resource as the official plugin leaves it: the outputs have the inputs, and the id once more."""
     given = {key: value for key, value in inputs.items() if key != "__defaults"}
     return {
-        **{"urn": _urn(kind, name), "type": kind, "custom": True, "id": number, "inputs": inputs},
+        **{"urn": urn(kind, name), "type": kind, "custom": True, "id": number, "inputs": inputs},
         **{"outputs": {**given, **outputs, "id": number}, "dependencies": list(needs)},
     }
-
-
-HETZNER = """
-import pulumi
-import pulumi_hcloud as hcloud
-
-key = hcloud.SshKey("key", public_key=open("key.pub").read())
-firewall = hcloud.Firewall(
-    "wall",
-    name="wall",
-    labels={{"made-by": "tests"}},
-    rules=[hcloud.FirewallRuleArgs(direction="in", protocol="tcp", port="22", source_ips=["0.0.0.0/0", "::/0"])],
-)
-hcloud.Server(
-    "server",
-    name="old-server",
-    server_type="{server_type}",
-    image="debian-12",
-    location="nbg1",
-    ssh_keys=[key.id],
-    firewall_ids=[firewall.id.apply(int)],
-    user_data="#cloud-config\\n",
-    labels={{"made-by": "tests"}},
-)
-"""
 
 
 @pytest.fixture
 def rented(old_stack: OldStack, hetzner_api: HetznerApi, hcloud_plugin: Path) -> OldStack:
     """Return a stack that the official plugin has made at Hetzner's: a key, a firewall, a server."""
     user = old_stack.user
-    (user.home / ".pulumi" / "plugins").symlink_to(hcloud_plugin)
+    old_stack.use(hcloud_plugin)
     user.environment.update(HCLOUD_TOKEN=hetzner_api.token, HCLOUD_ENDPOINT=hetzner_api.endpoint)
     new_key(user.project / "key")
     public = (user.project / "key.pub").read_text()
@@ -282,6 +169,121 @@ def test_a_server_made_half_way_is_kept(rented: OldStack, hetzner_api: HetznerAp
 
     assert done.returncode != 0
     assert "no protection today" in done.stdout + done.stderr
-    assert _urn("hcloud:index/server:Server", "second") in rented.outputs()
+    assert urn("hcloud:index/server:Server", "second") in rented.outputs()
     rented.destroy()
     assert hetzner_api.listed() == []
+
+
+_MINUTES = 60 * 10**9
+_NOTES = {
+    "schema_version": "2",
+    _TIMEOUTS: {"create": 20 * _MINUTES, "delete": 20 * _MINUTES, "update": 20 * _MINUTES},
+}
+
+
+@pytest.fixture
+def contained(old_stack: OldStack, docker: Docker, container_image: str, docker_plugin: Path) -> Iterator[OldStack]:
+    """Return a stack that the official plugin has made here: a volume, a network, a container, and an image of ours."""
+    old_stack.use(docker_plugin)
+    name = f"coding-agent-test-{secrets.token_hex(6)}"
+    try:
+        docker("volume", "create", "--label", "made-by=tests", name)
+        docker("network", "create", "--label", "made-by=tests", name)
+        docker(
+            *("create", "--name", name, "--init", "--user", "0:0", "--workdir", "/", "--cap-drop", "ALL"),
+            *("--security-opt", "no-new-privileges:true", "--memory", "256m", "--memory-swap", "256m"),
+            *("--mount", f"type=volume,source={name},target=/work", "--label", "made-by=tests"),
+            *("--network", "bridge", "--entrypoint", "/bin/sh", container_image, "-c", "exec sleep 1000"),
+        )
+        docker("network", "connect", name, name)
+        docker("network", "disconnect", "bridge", name)
+        old_stack.program(CONTAINER.format(name=name, image=container_image))
+        needed = [_volume(docker, name), _network(docker, name), _image(docker, container_image)]
+        old_stack.take("docker", *needed, _container(docker, name, [each["urn"] for each in needed]))
+        yield old_stack
+    finally:
+        for command in ("rm -f -v", "network rm", "volume rm"):
+            with contextlib.suppress(AssertionError):  # gone, as it should be
+                docker(*command.split(), name)
+
+
+def _marked() -> tuple[dict[str, Any], dict[str, Any]]:
+    label = {"label": "made-by", "value": "tests"}
+    return {"labels": [{"__defaults": [], **label}]}, {"labels": [label]}
+
+
+def _volume(docker: Docker, name: str) -> dict[str, Any]:
+    given, had = _marked()
+    mountpoint = json.loads(docker("volume", "inspect", name))[0]["Mountpoint"]
+    inputs = {"__defaults": [], "name": name, **given}
+    outputs = {"__meta": json.dumps({"schema_version": "1"}), "driver": "local", "mountpoint": mountpoint, **had}
+    return _resource("docker:index/volume:Volume", "volume", name, inputs, outputs)
+
+
+def _network(docker: Docker, name: str) -> dict[str, Any]:
+    given, had = _marked()
+    said = json.loads(docker("network", "inspect", name))[0]
+    (subnet,) = said["IPAM"]["Config"]
+    inputs = {"__defaults": ["ipamDriver"], "ipamDriver": "default", "name": name, **given}
+    outputs = {
+        **{"__meta": json.dumps({"schema_version": "1"}), "attachable": False, "driver": "bridge", "ingress": False},
+        **{"internal": False, "ipv6": False, "options": {}, "scope": "local", **had},
+        "ipamConfigs": [{"auxAddress": {}, "gateway": subnet["Gateway"], "ipRange": "", "subnet": subnet["Subnet"]}],
+    }
+    return _resource("docker:index/network:Network", "network", str(said["Id"]), inputs, outputs)
+
+
+def _image(docker: Docker, image: str) -> dict[str, Any]:
+    number = str(docker.inspect(image)["Id"])
+    inputs = {"__defaults": [], "keepLocally": True, "name": image}
+    outputs = {"__meta": json.dumps({_TIMEOUTS: _NOTES[_TIMEOUTS]}), "imageId": number, "repoDigest": ""}
+    return _resource("docker:index/remoteImage:RemoteImage", "image", f"{number}{image}", inputs, outputs)
+
+
+def _container(docker: Docker, name: str, needs: list[str]) -> dict[str, Any]:
+    given, had = _marked()
+    said = docker.inspect(name)
+    defaults = {
+        **{"containerReadRefreshTimeoutMilliseconds": 15000, "networkMode": "bridge"},
+        **{"removeVolumes": True, "waitTimeout": 60},
+    }
+    inputs = {
+        **{"__defaults": sorted(defaults), **defaults, **given, "name": name, "image": said["Image"]},
+        **{"entrypoints": ["/bin/sh"], "command": ["-c", "exec sleep 1000"], "user": "0:0", "workingDir": "/"},
+        **{"init": True, "start": False, "mustRun": False, "restart": "no", "privileged": False},
+        **{"securityOpts": ["no-new-privileges:true"], "memory": 256, "memorySwap": 256},
+        "capabilities": {"__defaults": [], "drops": ["ALL"]},
+        "networksAdvanced": [{"__defaults": [], "name": name}],
+        "mounts": [{"__defaults": [], "target": "/work", "type": "volume", "source": name}],
+    }
+    nowhere = {
+        **{"gateway": "", "globalIpv6Address": "", "globalIpv6PrefixLength": 0, "ipAddress": "", "ipPrefixLength": 0},
+        **{"ipv6Gateway": "", "macAddress": ""},
+    }
+    asked = {"aliases": [], "driverOpts": [], "ipv4Address": "", "ipv6Address": "", "linkLocalIps": []}
+    outputs = {
+        **{"__meta": json.dumps(_NOTES), **had, "attach": False, "bridge": "", "cpuSet": "", "cpuShares": 0},
+        **{"capabilities": {"adds": [], "drops": ["ALL"]}, "domainname": "", "exitCode": 0, "logs": False},
+        **{"hostname": said["Config"]["Hostname"], "ipcMode": said["HostConfig"]["IpcMode"], "logDriver": "json-file"},
+        **{"maxRetryCount": 0, "memoryReservation": 0, "platform": "linux", "publishAllPorts": False, "rm": False},
+        **{"readOnly": False, "runtime": "runc", "shmSize": 64, "stdinOpen": False, "stopSignal": "", "tty": False},
+        **{"stopTimeout": 0, "usernsMode": "", "wait": False, "envs": []},
+        "mounts": [{"source": name, "target": "/work", "type": "volume"}],
+        "networkDatas": [{**nowhere, "networkName": name}],
+        "networksAdvanced": [{**asked, "name": name}],
+    }
+    return _resource("docker:index/container:Container", "container", str(said["Id"]), inputs, outputs, *needs)
+
+
+def test_containers_go_on(contained: OldStack, docker: Docker) -> None:
+    """A volume, a network and a container that the official plugin has made are read and are as wanted; nothing of the
+    state changes; all are removed with the stack, and an image that it did not make stays."""
+    name = contained.outputs()[urn("docker:index/container:Container", "container")]["name"]
+    image = contained.outputs()[urn("docker:index/remoteImage:RemoteImage", "image")]["imageId"]
+    contained.goes_on()
+
+    contained.destroy()
+
+    for kind in ("container", "volume", "network"):
+        docker(kind, "inspect", name, succeeds=False)
+    assert docker.inspect(image)["Id"] == image

@@ -38,7 +38,7 @@ def test_no_plugin_outlives_a_killed_engine(
     docker_plugin: Path,
     processes_with: Callable[[str], list[int]],
 ) -> None:
-    """After kill -9 of the engine none of the plugins that are built here stays, as the official ones do for minutes."""
+    """After kill -9 of the engine none of the plugins that are built here stays; the official ones do, for minutes."""
     assert command_plugin == hcloud_plugin == docker_plugin
     ours = [name for name in NAMES if _MODULE in _program(docker_plugin, name).read_bytes()]
     if not ours:
