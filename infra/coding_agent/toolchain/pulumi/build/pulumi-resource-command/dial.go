@@ -67,7 +67,7 @@ func (h *host) because(ctx context.Context, err error) error {
 
 type dialer = func(ctx context.Context, address string) (net.Conn, error)
 
-// patiently logs in, as often as the limit allows.
+// patiently logs in. As with the official plugin the limit is that of failures which are borne: one more is the end.
 func (l Login) patiently(ctx context.Context, through dialer) (*ssh.Client, error) {
 	limit, pause := or(l.DialErrorLimit, defaultLimit), firstPause
 	for attempt := 1; ; attempt++ {
@@ -81,8 +81,8 @@ func (l Login) patiently(ctx context.Context, through dialer) (*ssh.Client, erro
 		if hopeless := (*unusable)(nil); errors.As(err, &hopeless) {
 			return nil, err
 		}
-		if limit >= 0 && attempt >= limit {
-			return nil, fmt.Errorf("after %d failed attempts: %w", attempt, err)
+		if limit >= 0 && attempt > limit {
+			return nil, fmt.Errorf("after %d failed attempts: %w", limit, err)
 		}
 		allowed := "inf"
 		if limit >= 0 {
