@@ -72,8 +72,11 @@ def leftovers() -> list[str]:
     return [str(p) for p in cache.rglob("*") if p.name.startswith(".") or p.suffix in (".gz", ".part")]
 
 
-def test_this_machine_gets_an_engine_that_reaches_its_backend(home: Path) -> None:
-    """With what this machine has, an engine is found or installed, runs, and opens the default backend."""
+def test_an_engine_that_is_found_reaches_its_backend(
+    home: Path, engine_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine on PATH is found, runs, and opens the default backend."""
+    monkeypatch.setenv("PATH", f"{engine_folder}:{os.environ['PATH']}")
     found = engine.find_or_install()
     added = {**os.environ, **backend.environment(engine=found)}
     done = subprocess.run(["pulumi", "whoami", "-v"], env=added, capture_output=True, text=True, timeout=60)

@@ -88,7 +88,8 @@ def program(name: str, package: str) -> Need:
 CONTAINER_ENGINE = Need(
     "a container engine",
     lambda: failure("docker", "version"),
-    "`make test` installs and starts dockerd: as root, with sudo at a terminal, or with INSTALL=1",
+    "`make test` starts one (and installs it): as root, with sudo at a terminal, or with INSTALL=1. For one that runs "
+    "already: join the group docker",
 )
 ROOT = Need(
     "root",
