@@ -13,6 +13,7 @@ from pathlib import Path
 from _pytest.outcomes import Skipped  # has no public name that can be a base
 
 LIMIT = 60.0  # seconds for one look
+_LONGEST = 160  # characters of a reason
 _INSTALL = "`make test` installs it: as root, with sudo at a terminal, or with INSTALL=1"
 
 
@@ -72,7 +73,9 @@ def failure(*argv: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return None if done.returncode == 0 else lines[-1] if lines else f"{argv[0]} ended with {done.returncode}"
+    return (
+        None if done.returncode == 0 else lines[-1][:_LONGEST] if lines else f"{argv[0]} ended with {done.returncode}"
+    )
 
 
 @functools.cache
@@ -85,7 +88,8 @@ def program(name: str, package: str) -> Need:
 CONTAINER_ENGINE = Need(
     "a container engine",
     lambda: failure("docker", "version"),
-    "`make test` installs and starts dockerd: as root, with sudo at a terminal, or with INSTALL=1",
+    "`make test` starts one (and installs it): as root, with sudo at a terminal, or with INSTALL=1. For one that runs "
+    "already: join the group docker",
 )
 ROOT = Need(
     "root",

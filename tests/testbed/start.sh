@@ -92,7 +92,7 @@ fi
 
 # The runner starts dockerd, and needs to know how.
 start_engine=
-if [[ ! $answers && $allowed ]] && "${as_root[@]}" bash -c 'command -v dockerd' >/dev/null; then
+if [[ ! $answers && $allowed ]] && "${as_root[@]}" bash -c 'command -v dockerd && ! docker version' >/dev/null 2>&1; then
   start_engine=${as_root[*]:-root}
 fi
 

@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping
 
 import pytest
 
+from testbed import needs
 from testbed.needs import NotRun
 
 PROPERTY = "not run"
@@ -56,6 +57,8 @@ class Table:
         report = yield
         if call.excinfo is not None and isinstance(call.excinfo.value, NotRun):
             report.user_properties = [*report.user_properties, (PROPERTY, call.excinfo.value.line)]
+            # One place for all: pytest then says the same reason once.
+            report.longrepr = (needs.__file__, 1, f"Skipped: {call.excinfo.value.msg}")
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

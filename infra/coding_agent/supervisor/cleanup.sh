@@ -13,6 +13,7 @@ main() {
   exec 8<> <(:)
   end_stopped_supervisor "$run"
   if [[ -d $run && ! -L $run ]]; then
+    make_writable "$run"
     clear_way "$run/.lock"
     exec 9>>"$run/.lock" || return 96
     # A supervisor that lives ends the run best: it knows what descends from it. It has a grace of its own.

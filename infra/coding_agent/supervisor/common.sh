@@ -55,6 +55,9 @@ clear_way() {
   done
 }
 
+# make_writable FOLDER: give its owner the right to write there, which an agent that is the owner can take away.
+make_writable() { [[ -w $1 && -x $1 ]] || chmod u+rwx -- "$1" 2>/dev/null; }
+
 # first_line FILE: up to 4000 bytes of a text's first line into LINE; nothing where it is no plain file. Stops at a NUL,
 # of which a sparse file can hold any number.
 first_line() {

@@ -27,6 +27,7 @@ main() {
   fi
   deadline=$((NOW + wait))
   for ((tried = 0; ; tried++)); do
+    make_writable "$run"
     clear_way "$run/.lock" "$run/.lock.agent"
     exec 9>>"$run/.lock" || return 96
     read_meta "$run"

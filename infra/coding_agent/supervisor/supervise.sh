@@ -87,6 +87,7 @@ write_meta() {
   state+="\"limit_hits\":[${LIMIT_HITS%,}],\"notices\":[${NOTICES%,}]}"
   room_to_fork || return 0 # rename is a process
   # In one piece: after several writes only the last one's failure would be seen.
+  make_writable "$RUN"
   clear_way "$RUN/.meta.json.tmp" "$RUN/.meta.json"
   printf '%s\n' "$state" >"$RUN/.meta.json.tmp" && mv -f -- "$RUN/.meta.json.tmp" "$RUN/.meta.json" && WRITTEN=$state
 } 2>/dev/null
