@@ -15,6 +15,12 @@ from containers import Docker, debian_image
 ROOT = Path(__file__).parents[2]
 LIMIT = 20 * 60.0  # seconds; most of it is pip and npm
 PACKAGES = "git,make,python3-venv,npm,ca-certificates"
+_TYPED = (
+    "git config --global safe.directory '*'",  # /project belongs to another user there
+    "git clone -q --no-local /project coding-agent",
+    "cd coding-agent",
+    "make demo",
+)
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 # What tells pip and npm which registries to ask, through which proxy, and whom to trust.
 _REGISTRIES = (
@@ -59,8 +65,7 @@ def test_make_demo_on_a_new_machine(suite: str, docker: Docker, engine_folder: P
         *(word for variable in passed for word in ("--env", variable)),
         *(word for source, target in mounts.items() for word in ("--volume", f"{source}:{target}:ro")),
         *(image, "bash", "-ec"),
-        # The repository belongs to another user there.
-        "git -c safe.directory='*' clone -q --no-local /project coding-agent; cd coding-agent; exec make demo",
+        "; ".join(_TYPED),
     ]
     try:
         done = subprocess.run(
