@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,18 @@ class OldStack:
         done = self.user.run("pulumi", *argv, "--non-interactive", code=None, **self.environment)
         assert done.returncode == 0, f"pulumi {' '.join(argv)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        """Start the engine in the project; what it prints is to be read."""
+        return subprocess.Popen(
+            ["pulumi", *argv, "--non-interactive"],
+            cwd=self.user.project,
+            env={**self.user.environment, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def program(self, text: str) -> None:
         """Write the project's program."""
