@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from user import User
 from waiting import until
 
 NAMES = ("command", "hcloud", "docker")
+DECLARED = ("command:local:Command", "docker:index:Volume", "hcloud:index:SshKey")  # as the engine shows them
 STEP = """
 import pulumi_command.remote as remote
 
@@ -59,8 +59,13 @@ def test_no_plugin_outlives_a_killed_engine(
     folder = user.home / ".pulumi" / "plugins"
     with stack.start("preview", "--stack", STACK) as engine:
         try:
-            for name in ours:
-                until(partial(processes_with, f"{folder}/resource-{name}-"))
+            assert engine.stdout is not None
+            waiting = set(DECLARED)
+            while waiting:  # a plugin that has answered is up
+                line = engine.stdout.readline()
+                assert line, f"the engine ended before {waiting}"
+                waiting -= {kind for kind in waiting if kind in line}
+            assert all(processes_with(f"{folder}/resource-{name}-") for name in ours)
         finally:
             engine.kill()
 
