@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from user import User
 
 PROJECT, STACK = "old", "job"
 _ID = "11111111-2222-4333-8444-555555555555"  # of the provider
+_SECRET = "4dabf18193072939515e22adb298388d"  # the engine's mark of a secret
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ class OldStack:
         done = self.user.run("pulumi", *argv, "--non-interactive", code=None, **self.environment)
         assert done.returncode == 0, f"pulumi {' '.join(argv)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        """Start the engine in the project; what it prints is to be read."""
+        return subprocess.Popen(
+            ["pulumi", *argv, "--non-interactive"],
+            cwd=self.user.project,
+            env={**self.user.environment, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def program(self, text: str) -> None:
         """Write the project's program."""
@@ -103,6 +117,8 @@ class OldStack:
 def _public(value: Any) -> Any:
     """Return outputs without the bridge's notes, and without what Terraform takes for nothing: "", 0 and False."""
     if isinstance(value, Mapping):
+        if _SECRET in value:  # with another ciphertext each time
+            return "a secret"
         shown = {name: _public(each) for name, each in value.items() if not name.startswith("__")}
         return {name: each for name, each in shown.items() if each}
     if isinstance(value, list):

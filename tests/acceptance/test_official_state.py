@@ -144,15 +144,19 @@ def test_rented_servers_go_on(rented: OldStack, hetzner_api: HetznerApi) -> None
 
 
 def test_a_rented_server_is_changed_where_it_stands(rented: OldStack, hetzner_api: HetznerApi) -> None:
-    """Other labels and another firewall make a server of the official plugin's no other server."""
+    """Another type, other labels and a protection make a server of the official plugin's no other server; it runs again
+    afterwards, and the protection keeps hands off it, not the stack that asked for it."""
     before = hetzner_api.servers()[0]["id"]
-    program = (rented.user.project / "__main__.py").read_text()
-    rented.program(program.replace('labels={"made-by": "tests"},\n)', "delete_protection=True,\n)"))
+    changed = HETZNER.format(server_type="cx33").replace(
+        'labels={"made-by": "tests"},\n)', "delete_protection=True,\n)"
+    )
+    rented.program(changed)
 
     rented.pulumi("up", "--stack", STACK, "--yes", "--skip-preview")
 
     (server,) = hetzner_api.servers()
-    assert (server["id"], server["labels"], server["protection"]["delete"]) == (before, {}, True)
+    assert (server["id"], server["server_type"]["name"], server["status"]) == (before, "cx33", "running")
+    assert (server["labels"], server["protection"]["delete"], server["primary_disk_size"]) == ({}, True, 80)
     rented.goes_on()
     rented.destroy()
     assert hetzner_api.listed() == []

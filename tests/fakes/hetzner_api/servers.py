@@ -132,6 +132,8 @@ class Servers:
         if command == "change_protection":
             server["protection"] = {name: bool(body.get(name)) for name in ("delete", "rebuild")}
             return {"action": self._actions.begin("change_protection", [("server", number)])}
+        if command == "change_type":
+            return {"action": self._change_type(server, body)}
         raise ApiError(501, "unsupported_error", f"the fake cloud does not know the action {command}")
 
     def shown(self, server: Item) -> Item:
@@ -172,6 +174,14 @@ class Servers:
             server["status"] = "running"  # as far as the machine runs: see `shown`
 
         return self._actions.begin(command, [("server", int(server["id"]))], work, ends=ends)
+
+    def _change_type(self, server: Item, body: Item) -> Item:
+        if self.machines[int(server["id"])].running:
+            raise ApiError(412, "server_not_stopped", "server must be stopped")
+        server["server_type"] = self._store.named("server_types", "server_type", body.get("server_type"))
+        if body.get("upgrade_disk"):
+            server["primary_disk_size"] = server["server_type"]["disk"]
+        return self._actions.begin("change_server_type", [("server", int(server["id"]))])
 
     def _snapshot(self, server: Item, body: Item) -> Item:
         machine, number = self.machines[int(server["id"])], self._store.number()
