@@ -156,7 +156,7 @@ def cloud_servers(docker: Docker, claude_program: Path) -> Iterator[CloudServers
 @pytest.fixture(scope="session")
 def virtual_machines() -> Iterator[QemuServers]:
     """Return what makes servers of the fake cloud, as virtual machines."""
-    requires(QEMU, MKE2FS, NETWORK_NAMESPACES)
+    requires(NETWORK_NAMESPACES, QEMU, MKE2FS)
     servers = QemuServers()
     yield servers
     servers.close()

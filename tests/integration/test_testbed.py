@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -176,6 +177,30 @@ def test_without_retry_nothing_is_run_again(checkout: Checkout) -> None:
 
     assert "once more" not in shown
     assert checkout.flaky == {}
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_run_leaves_nothing_running(checkout: Checkout, how: str) -> None:
+    """Ctrl-C, which reaches every process of the run, and SIGTERM, which reaches the first, end the tests too."""
+    checkout.write(
+        "import os, pathlib, time\n\ndef test_that_waits():\n"
+        "    pathlib.Path('part').write_text(str(os.getpid()))\n    os.rename('part', 'pid')\n    time.sleep(600)\n"
+    )
+    environment = _environment({"PYTHONPATH": str(TESTS)})
+    run = subprocess.Popen(
+        [sys.executable, "-m", "testbed.sessions"],
+        cwd=checkout.folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until((checkout.folder / "pid").exists)
+
+    os.killpg(run.pid, signal.SIGINT) if how == "Ctrl-C" else run.terminate()
+
+    assert run.wait(LIMIT) == {"Ctrl-C": 130, "SIGTERM": 128 + signal.SIGTERM}[how]
+    assert not Path(f"/proc/{(checkout.folder / 'pid').read_text()}").exists()
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from testbed import toolchain
 from testbed.background import Job, container_engine, job, last_lines, python
-from testbed.sessions import FOLDER, Sessions, sessions
+from testbed.sessions import FOLDER, Sessions, interruptible, sessions
 
 _BUILD_LIMIT = 60 * 60.0  # seconds
 _LINT_LIMIT = 15 * 60.0
@@ -74,14 +72,5 @@ def _toolchain(tools: Job) -> None:
         print(f"engine, plugins or agent are missing (all of it: {tools.log}):\n{last_lines(tools.log)}", flush=True)
 
 
-def _terminated(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        sys.exit(main(sys.argv[1], sys.argv[2:]))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(interruptible(lambda: main(sys.argv[1], sys.argv[2:])))

@@ -13,7 +13,7 @@ from pathlib import Path
 from _pytest.outcomes import Skipped  # has no public name that can be a base
 
 LIMIT = 60.0  # seconds for one look
-_LONGEST = 160  # characters of a reason
+_LONGEST = 110  # characters of a reason
 _INSTALL = "`make test` installs it: as root, with sudo at a terminal, or with INSTALL=1"
 
 

@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from testbed import flaky, table
 from testbed.session import Record
@@ -140,5 +141,19 @@ def main(arguments: Sequence[str]) -> int:
         return run.conclude()
 
 
+def interruptible(main: Callable[[], int]) -> int:
+    """Run a main function whose `finally` is to be reached by Ctrl-C and by SIGTERM; return its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interruptible(lambda: main(sys.argv[1:])))
