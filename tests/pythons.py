@@ -166,7 +166,9 @@ def on(version: str, wheel: Path, *, strict: bool, wanted: bool) -> Result:
     python = find(version)
     if python is None:
         missing = packaged(version)
-        why = f"not here (apt install python{version}-venv)" if missing else "not here, and no package of this system"
+        why = (
+            f"not here (apt install python{version}-venv)" if missing else "not here; this system has no package of it"
+        )
         return Result(version, None, why, "", 0.0, failed=wanted or (strict and missing))
     began, installed, tests, failed = time.monotonic(), "failed", "not run", True
     with tempfile.TemporaryDirectory(prefix=f"coding-agent-python-{version}-") as scratch:

@@ -89,6 +89,7 @@ def machine(
         "HOME": "/root",
         "PIP_CACHE_DIR": "/downloads/pip",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_COMPILE": "1",  # what is not used of 60 packages needn't be compiled
         "UV_CACHE_DIR": "/downloads/uv",
         "UV_LINK_MODE": "copy",
         "ANTHROPIC_BASE_URL": model.url,
