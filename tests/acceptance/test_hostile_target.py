@@ -686,7 +686,7 @@ def test_a_failure_full_of_escapes_reaches_no_terminal(user: User) -> None:
 
 @pytest.mark.slow
 def test_a_giant_line_holds_nothing_up(user: User) -> None:
-    """A line of 40 MB without an end, made of what paths are made of, is shown and brought back without much reading."""
+    """A line of 40 MB without an end, made of what paths are, is shown and brought back without reading much."""
     slashes = "head -c 20000000 /dev/zero | tr '\\0' /"
     paths = 'for i in {1..2000}; do printf %s "$PWD/"; done'
     user.task("job", json.dumps({"command": f"{slashes}\n{paths}\n{slashes}"}))
