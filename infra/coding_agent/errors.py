@@ -80,6 +80,10 @@ class TargetGone(ConnectionBroken):
     """The target that was made for a run is not there any more, and nothing of it: proven, not guessed."""
 
 
+class TargetDeleted(TargetGone):
+    """The target was deleted before the run began there: nothing is lost with it, and another can be made."""
+
+
 class LoginRefused(ConnectionBroken):
     """The host answers, and accepts none of the keys that there are for it."""
 

@@ -24,7 +24,7 @@ from pulumi.runtime.rpc import UNKNOWN
 
 from coding_agent import backend, executors, host_steps, locks, paths, plugin, program, records
 from coding_agent.command import Call, Command
-from coding_agent.errors import CodingAgentError, ConnectionBroken, EngineFailed, NotFound
+from coding_agent.errors import CodingAgentError, ConnectionBroken, EngineFailed, NotFound, TargetDeleted
 from coding_agent.executors.declared import Asked
 from coding_agent.executors.frozen_steps import FrozenSteps
 from coding_agent.inprocess import serving
@@ -171,6 +171,11 @@ class Stack:
             heard = self._listen(say, Asked(rerun, run_id, passed_over=orders.refused, tried=orders.tried))
             try:
                 self._existing(heard, partial(self._update, heard, variables, *arguments))
+            except TargetDeleted as error:
+                if refresh:
+                    raise
+                say(f"{error.message}: making another")
+                refresh, arguments = True, (*arguments, "--refresh")
             except CodingAgentError as error:
                 if not orders.again(error, say):
                     self._give_back(orders, error, begun, say)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from coding_agent import credentials
-from coding_agent.errors import ExecutorUnavailable
+from coding_agent.errors import ExecutorUnavailable, TargetDeleted
 from coding_agent.executors import cloud_init, hetzner, hetzner_api, server_answer, ssh_agent, ssh_target
 from coding_agent.executors.declared import Declared, Wanted
 from coding_agent.executors.first_contact import SCRIPTS
@@ -71,7 +71,8 @@ def declare(wanted: Wanted) -> Declared:
     """Declare the target of a run; nothing where it is over: its server is given back then.
 
     Raises `ExecutorUnavailable` for what can't be ordered, `ConnectionBroken` where the cloud does not answer,
-    `CredentialMissing`, `PluginMissing`.
+    `TargetDeleted` where somebody else has deleted the server of a run that has not begun, `CredentialMissing`,
+    `PluginMissing`.
     """
     found, cloud = wanted.before, hetzner_api.cloud()
     if _over(found, cloud, wanted.spec):
@@ -82,6 +83,12 @@ def declare(wanted: Wanted) -> Declared:
         # Before anything costs.
         credentials.check(wanted.task, Settings.load(), wanted.spec)
     if not wanted.preview and found.stays and not found.begun:
+        if there is not None and cloud.server(int(there["id"])) is None:
+            # The engine takes it for there until it looks, and every step on it would fail.
+            raise TargetDeleted(
+                f"the server {there['id']} was deleted before the run began",
+                next_step="repeat it with --refresh: another is made",
+            )
         _sweep(cloud, found)
     if there is not None:
         choice = Choice(str(there.get("serverType")), str(there.get("location")), _price_before(found))
