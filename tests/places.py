@@ -164,8 +164,9 @@ def _existing(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place
 def _ssh(_tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     host: SshHost = request.getfixturevalue("ssh_host")
     here = f"{host.home('plain')}/{secrets.token_hex(6)}"
-    host.run("mkdir", "-p", f"{here}/files", user="plain")
-    owner = " ".join(host.run("id", option, "plain").strip() for option in ("-u", "-g"))
+    owner = host.run(
+        "bash", "-c", 'mkdir -p "$1/files" && echo "$(id -u) $(id -g)"', "make", here, user="plain"
+    ).strip()
     place = Place(executors.connect(host.spec(root_dir=f"{here}/runs")), f"{here}/files", owner)
     try:
         yield place

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 Value = TypeVar("Value")
 LIMIT = 60.0  # seconds
 _POLL = 0.02  # seconds between two questions
-_LONGEST = 0.5  # seconds; and as long as a question took, so that what is waited for gets the machine meanwhile
+_LONGEST = 1.0  # seconds; and as long as a question took, so that what is waited for gets the machine meanwhile
 
 
 def until(ask: Callable[[], Value | Literal[False] | None], *, limit: float = LIMIT) -> Value:

@@ -260,6 +260,7 @@ def test_interrupted(container_user: User, docker: Docker, container_image: str)
         assert _left_of(docker, base) == []
 
 
+@pytest.mark.slow
 def test_interrupted_while_it_installs(container_user: User, docker: Docker, without_git: str) -> None:
     """Ctrl-C while packages are installed ends that too: no container and no image of it is left."""
     _interrupt(container_user, "installing git", "--from", without_git, "--tag", _tag(), "--network", "host")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from coding_agent.scaffold import scaffold
 from fakes.messages_api import MessagesApi
 from fakes.scenarios import scenario
 
@@ -30,8 +31,7 @@ def project(engine_folder: Path, home: Path, tmp_path: Path, monkeypatch: pytest
     root.mkdir()
     for argv in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "Begin"]):
         subprocess.run(["git", *argv], cwd=root, check=True, timeout=60)
-    made = run("init", cwd=root)
-    assert made.returncode == 0, made.stderr
+    scaffold(root)
     return root
 
 

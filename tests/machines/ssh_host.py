@@ -76,6 +76,7 @@ class SshHost:
     key: Path  # the private key that opens it
     port: int = 22
     servers: list[str] = field(default_factory=list)
+    host_keys: dict[str, str] = field(default_factory=dict)  # those that were asked for: they stay as they are
 
     def run(self, *argv: str, user: str = "root", stdin: bytes | None = None) -> str:
         """Run a command there, not through ssh."""
@@ -85,7 +86,9 @@ class SshHost:
 
     def host_key(self, kind: str = "ed25519") -> str:
         """Return a public host key, as `TYPE BASE64`."""
-        return " ".join(self.run("cat", f"/etc/ssh/ssh_host_{kind}_key.pub").split()[:2])
+        if kind not in self.host_keys:
+            self.host_keys[kind] = " ".join(self.run("cat", f"/etc/ssh/ssh_host_{kind}_key.pub").split()[:2])
+        return self.host_keys[kind]
 
     def known_hosts(self, *kinds: str) -> str:
         """Return what a known_hosts file says of it."""
