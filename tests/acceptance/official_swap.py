@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from coding_agent.toolchain.pulumi import plugins, source
+from coding_agent.toolchain.pulumi import parts, plugins
 from containers import Docker
 from fakes.hetzner_api import HetznerApi
 from machines.ssh_host import SshHost
@@ -78,7 +78,7 @@ def _built(folder: Path) -> Path:
         target.mkdir()
         argv = ["go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", f"{target}/"]
         subprocess.run(
-            [*argv, f"./pulumi-resource-{name}"], cwd=source.MODULE, env=environment, check=True, timeout=LIMIT
+            [*argv, f"./pulumi-resource-{name}"], cwd=parts.MODULE, env=environment, check=True, timeout=LIMIT
         )
     return folder
 
