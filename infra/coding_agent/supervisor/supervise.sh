@@ -458,6 +458,8 @@ finish() {
   STAGE=saving
   write_meta
   save_work
+  # Of a full disk the saving may have taken all that the first ballast gave back.
+  rm -f -- "$RUN/.ballast.end"
   STATE=$final_state REASON=$final_reason STAGE=ended FINAL=true
   clock
   FINISHED_AT=$NOW_EXACT
@@ -539,6 +541,7 @@ main() {
   exec </dev/null 7>>"$RUN/.lock.agent"
   flock 7 # somebody who looks may hold it for a moment
   head -c 65536 /dev/zero >"$RUN/.ballast"
+  head -c 16384 /dev/zero >"$RUN/.ballast.end"
   find_limits
   write_meta || exit 97
   if make_ready && [[ ! $STOP ]]; then run_agent; fi
