@@ -162,6 +162,25 @@ def test_a_rented_server_is_changed_where_it_stands(rented: OldStack, hetzner_ap
     assert hetzner_api.listed() == []
 
 
+def test_a_server_is_imported(rented: OldStack, hetzner_api: HetznerApi) -> None:
+    """A server that no stack has is imported by its number alone, with what the cloud says of it."""
+    (server,) = hetzner_api.servers()
+    rented.pulumi("state", "delete", urn("hcloud:index/server:Server", "server"), "--stack", STACK, "--yes")
+    of = ("hcloud:index/server:Server", "server", str(server["id"]))
+    rented.pulumi(
+        "import", *of, "--stack", STACK, "--yes", "--skip-preview", "--protect=false", "--generate-code=false"
+    )
+
+    known = rented.outputs()[urn("hcloud:index/server:Server", "server")]
+
+    assert {name: known[name] for name in ("image", "location", "serverType", "name", "labels")} == {
+        **{"image": "debian-12", "location": "nbg1", "serverType": "cx23", "name": "old-server"},
+        "labels": {"made-by": "tests"},
+    }
+    rented.destroy()
+    assert hetzner_api.listed() == []
+
+
 def test_a_server_made_half_way_is_kept(rented: OldStack, hetzner_api: HetznerApi) -> None:
     """A server whose making fails half-way is in the state, so that the stack can remove it."""
     hetzner_api.switches.fail_action("change_protection", message="no protection today")
