@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import package_index
 from coding_agent import backend
 from coding_agent.errors import EngineMissing, InvalidInput
 from coding_agent.toolchain.pulumi import engine
@@ -220,5 +221,6 @@ def test_no_engine_is_said(home: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CODING_AGENT_PULUMI_MIRROR", raising=False)
     monkeypatch.setenv("CODING_AGENT_PULUMI_DOWNLOAD", "http://127.0.0.1:9")
+    package_index.refuse(monkeypatch)
     with pytest.raises(EngineMissing):
         backend.environment()
