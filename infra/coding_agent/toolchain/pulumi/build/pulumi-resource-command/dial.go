@@ -25,7 +25,7 @@ type host struct {
 	done func()
 }
 
-// dial logs in, repeatedly if need be. Who calls it calls `done` of what it returns, which closes the proxy as well.
+// dial logs in, repeatedly if need be. The caller calls `done` of the host, which closes the proxy as well.
 func (c Connection) dial(ctx context.Context) (*host, error) {
 	through := func(ctx context.Context, address string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
