@@ -18,7 +18,7 @@ look() {
   missing=() python_missing=
   local pair PATH=$PATH:/usr/sbin:/sbin
   for pair in make:make git:git flock:util-linux setsid:util-linux tar:tar perl:perl prlimit:util-linux npm:npm \
- dockerd:docker.io docker:docker-cli iptables:iptables ip:iproute2 mmdebstrap:mmdebstrap podman:podman \
+    dockerd:docker.io docker:docker-cli iptables:iptables ip:iproute2 mmdebstrap:mmdebstrap podman:podman \
     newuidmap:uidmap slirp4netns:slirp4netns fuse-overlayfs:fuse-overlayfs catatonit:catatonit ssh:openssh-client \
     hcloud:hcloud-cli qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
