@@ -18,6 +18,7 @@ from testbed.sessions import FOLDER, Sessions, interruptible, sessions
 
 _BUILD_LIMIT = 60 * 60.0  # seconds
 _LINT_LIMIT = 15 * 60.0
+_PYTHONS_LIMIT = 30 * 60.0
 _WORKERS = ("-n", "4", "--dist", "worksteal")
 _SELECTED = {"quick": "not slow", "slow": "slow"}
 
@@ -50,8 +51,14 @@ def main(suite: str, given: Sequence[str]) -> int:
             arguments_of_rest = []
         _toolchain(tools)
         print(f"engine and plugins are there, {time.monotonic() - started:.0f} s after the start", flush=True)
+        pythons = None
+        if suite == "slow" and not given:
+            argv = [sys.executable, "tests/pythons.py", "--others"]
+            pythons = beside.enter_context(job("other Pythons", FOLDER / "pythons.log", argv))
         run.run(arguments, arguments_of_rest)
         run.again()
+        if pythons:
+            _pythons(pythons, run)
     return run.conclude()
 
 
@@ -64,6 +71,13 @@ def _linters(lint: Job, run: Sessions) -> None:
     print("linters: clean" if code == 0 else lint.log.read_text(errors="replace"), flush=True)
     if code != 0:
         run.problems.append(f"linters: they {'do not end' if code is None else 'complain'} (see above, or `make lint`)")
+
+
+def _pythons(pythons: Job, run: Sessions) -> None:
+    code = pythons.wait(_PYTHONS_LIMIT)
+    print(f"\nother Pythons (log: {pythons.log}):\n{last_lines(pythons.log)}", flush=True)
+    if code != 0:
+        run.problems.append("other Pythons: some of it failed (see above, or `make test-python`)")
 
 
 def _toolchain(tools: Job) -> None:
