@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 STEP = "command:remote:Command"
 MARK = "coding-agent: "  # how a line begins that a host's script says to people
 _NO_SFTP = "ssh: subsystem request failed"  # the plugin's words
-# What the plugin puts around what a command said: the command, which is always the same.
-_AROUND = re.compile(r'(?s)^.*?running "exec (ba)?sh -s( \w+)?":\s*')
+# What the plugin puts before a command's own words: the command, which is always the same, and its exit code. Another
+# reason, such as a host that does not answer any more, stays.
+_AROUND = re.compile(r'(?s)(?:^.*?Process exited with status \d+:\s*)?running "exec (ba)?sh -s( \w+)?":\s*')
 
 
 def hosts(root: Path, stack: str, task_file: Path | None) -> tuple[ExecutorSpec, ...]:

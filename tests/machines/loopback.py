@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
+import socket
 from dataclasses import dataclass
-from typing import BinaryIO
 
-import shared_cache
-
-_FOLDER = shared_cache.FOLDER / "claims"
+_NAMES = "\0coding-agent-test/"  # sockets without a file: one name, whoever's processes and caches there are
 NETWORK = "127.0.2"  # the last number is an address's own
 
 
@@ -18,7 +16,7 @@ class Claim:
     """A name that is this process's own; the kernel gives it back when the process ends, however it ends."""
 
     name: str
-    lock: BinaryIO
+    lock: socket.socket
 
     def release(self) -> None:
         """Give it back."""
@@ -27,12 +25,13 @@ class Claim:
 
 def claim(name: str) -> Claim | None:
     """Take a name; None where a living process has it."""
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    lock = (_FOLDER / f"{name}.lock").open("wb")
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.bind(_NAMES + name)
+    except OSError as error:
         lock.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
         return None
     return Claim(name, lock)
 
@@ -43,7 +42,7 @@ def claim_address(network: str = NETWORK) -> Claim:
     for offset in range(1, 255):
         if found := claim(f"{network}.{1 + (os.getpid() * 37 + _taken() + offset) % 254}"):
             return found
-    raise AssertionError(f"all addresses of {network}.0/24 are taken: locks in {_FOLDER}")
+    raise AssertionError(f"all addresses of {network}.0/24 are taken")
 
 
 def _taken() -> int:
