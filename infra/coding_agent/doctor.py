@@ -50,7 +50,7 @@ def examine(*, fix: bool = False, progress: Progress = quiet) -> list[Finding]:
         "containers": lambda: doctor_containers.executors(fix, progress),
         "hosts": lambda: doctor_hosts.hosts(fix, progress),
         "Claude Code": lambda: _claude(fix, progress),
-        "installers": _installers,
+        "npm": _npm,
     }
     findings: list[Finding] = []
     for name, check in checks.items():
@@ -195,11 +195,10 @@ def _claude(fix: bool, progress: Progress) -> Iterator[Finding]:
     )
 
 
-def _installers() -> Iterator[Finding]:
-    for name, prevents in (
-        ("npm", "Claude Code can't be installed, so a task that demands a version of it can't start"),
-        ("go", "the engine can't be built from source where its download can't be reached"),
-    ):
-        found = shutil.which(name)
-        step = f"only if you need it: install {name}"
-        yield Finding(name, State.OK, found) if found else Finding(name, State.WARNING, "not on PATH", prevents, step)
+def _npm() -> Iterator[Finding]:
+    npm = shutil.which("npm")
+    if npm:
+        yield Finding("npm", State.OK, npm)
+        return
+    prevents = "Claude Code can't be installed, so a task that demands a version of it can't start"
+    yield Finding("npm", State.WARNING, "not on PATH", prevents, "only if you need it: install npm")
