@@ -24,10 +24,23 @@ from testbed.needs import CONTAINER_ENGINE, HCLOUD, MKE2FS, NETWORK_NAMESPACES, 
 from testbed.table import Table
 from user import User, make_home, make_user
 
+# The files that have a test of a minute or more, the longest ones first.
+_LONGEST = (
+    *("test_new_machine", "test_virtual_machines", "test_empty_container", "test_wheel", "test_hetzner_interrupted"),
+    *("test_hetzner", "test_queue_database", "test_doors", "test_demo", "test_container_errors", "test_ssh"),
+    *("test_queue", "test_examples", "test_ssh_connection", "test_stack", "test_dispatch", "test_gpus", "test_resume"),
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Add the table of what was not run."""
     config.pluginmanager.register(Table())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files with the longest tests begin: what begins last and is long, the other workers wait for."""
+    first = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from testbed.sessions import FOLDER, Sessions, interruptible, sessions
 _BUILD_LIMIT = 60 * 60.0  # seconds
 _LINT_LIMIT = 15 * 60.0
 _PYTHONS_LIMIT = 30 * 60.0
-_WORKERS = ("-n", "4", "--dist", "worksteal")
+# One test at a time: a worker that was given many long ones would be waited for by the others.
+_WORKERS = ("-n", "4", "--dist", "load", "--maxschedchunk", "1", "--durations", "10")
 _SELECTED = {"quick": "not slow", "slow": "slow"}
 
 
