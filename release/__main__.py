@@ -38,7 +38,7 @@ def build(tag: str | None) -> list[Path]:
     version = _version()
     _check(version, tag)
     made_at = int(_git("log", "-1", "--format=%ct"))
-    with tempfile.TemporaryDirectory(prefix="coding-agent-release-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="release-of-coding-agent-") as scratch:
         folders = [Path(scratch) / str(number) for number in range(len(_BUILDS))]
         for folder, variables, mask in zip(folders, _BUILDS, _MASKS, strict=True):
             _build(folder, {**variables, "SOURCE_DATE_EPOCH": str(made_at)}, mask)

@@ -172,7 +172,7 @@ def on(version: str, wheel: Path, *, strict: bool, wanted: bool) -> Result:
         )
         return Result(version, None, why, "", 0.0, failed=wanted or (strict and missing))
     began, installed, tests, failed = time.monotonic(), "failed", "not run", True
-    with tempfile.TemporaryDirectory(prefix=f"coding-agent-python-{version}-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"test-python-{version}-") as scratch:
         try:
             inside = environment(python, version)
             installed = f"installed {install(inside, wheel, Path(scratch))}"
@@ -189,7 +189,7 @@ def main() -> int:
     if unknown := {*wanted} - {*VERSIONS}:
         print(f"PYTHONS names {', '.join(sorted(unknown))}; the project supports {', '.join(VERSIONS)}")
         return 2
-    with tempfile.TemporaryDirectory(prefix="coding-agent-wheel-") as folder:
+    with tempfile.TemporaryDirectory(prefix="test-wheel-") as folder:
         wheel = build(Path(folder))
         results = []
         own = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -69,7 +69,7 @@ def _file(url: str) -> bytes:
 
 def _of_index(version: str) -> bytes:
     """Return the wheel of this version that the user's package index has."""
-    with tempfile.TemporaryDirectory(prefix="coding-agent-wheel-") as empty:
+    with tempfile.TemporaryDirectory(prefix="wheel-of-coding-agent-") as empty:
         try:
             return pip.download(f"{DISTRIBUTION}=={version}", Path(empty), limit=LIMIT).read_bytes()
         except OSError as error:

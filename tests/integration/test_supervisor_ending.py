@@ -260,7 +260,7 @@ class _AsNobody(LocalConnection):
 def test_what_cannot_be_ended_is_said(home: Path) -> None:
     """A process that became another user's, and so can't be signalled, is named in the run's notices."""
     requires(ROOT)
-    folder = Path(tempfile.mkdtemp(prefix="coding-agent-test-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="test-of-coding-agent-", dir="/tmp"))
     shutil.copytree(SCRIPTS, folder / "scripts")
     # A program that may become root, as sudo may.
     become = folder / "become"

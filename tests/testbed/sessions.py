@@ -113,7 +113,7 @@ def sessions() -> Iterator[Sessions]:
     if os.environ.get("RETRY", "") in ("", "0"):
         yield Sessions(None, retry=False)
         return
-    with tempfile.TemporaryDirectory(prefix="coding-agent-tests-", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(prefix="tests-of-coding-agent-", ignore_cleanup_errors=True) as scratch:
         yield Sessions(Path(scratch), retry=True)
 
 

