@@ -197,6 +197,19 @@ def test_a_killed_build_is_gone_on_with(go: ScriptedGo, processes_with: Callable
     assert list(parts.engine_part().folder.parent.glob(".*")) == []
 
 
+def test_a_removal_that_was_killed_is_finished(go: ScriptedGo) -> None:
+    """What stays of Go's caches, gigabytes, where the builder was killed while it removed them, goes the next time."""
+    engine.find_or_install()
+    left = cache_dir() / ".go-build.4711"
+    (left / "modules").mkdir(parents=True)
+    progress: list[str] = []
+
+    engine.find_or_install(progress.append)
+
+    assert progress == [f"removing {left}, which a build that was killed has left"]
+    assert _caches() == []
+
+
 def test_two_that_build_at_once_wait_for_each_other(go: ScriptedGo) -> None:
     """Of two processes that need the same part one builds it, and the other says that it waits, and takes it."""
     go.holds.touch()

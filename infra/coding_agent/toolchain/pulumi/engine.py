@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coding_agent.errors import EngineMissing
+from coding_agent.paths import cache_dir
 from coding_agent.toolchain.installation import Progress, lock, on_path, quiet, version_of
 from coding_agent.toolchain.pulumi.parts import Missed, Part, built_here, engine_part
 
@@ -63,6 +64,10 @@ def find_or_install(progress: Progress = quiet) -> Engine:
     """
     engine, _ = find()
     if engine:
+        if engine.origin == "cache" and any(cache_dir().glob(".go-build.*")):
+            from coding_agent.toolchain.pulumi.source import remove_left
+
+            remove_left(progress)
         return engine
     from coding_agent.toolchain.pulumi import ways
 

@@ -20,11 +20,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coding_agent.paths import cache_dir
-from coding_agent.toolchain.installation import Progress, lock, replacing, tail
+from coding_agent.toolchain.installation import Installing, Progress, lock, replacing, tail
 from coding_agent.toolchain.pulumi import go
 from coding_agent.toolchain.pulumi.parts import MODULE, Part, WayFailed, note_build
 
 CACHE = "CODING_AGENT_GO_CACHE"  # a folder where what Go fetches and compiles is kept for other builds
+_CACHE = "go-build"  # the folder in the cache where nothing else is asked for
 LIMIT = 40 * 60.0  # seconds for one part; the engine takes 4 minutes on two cores, docker 3
 _SDK = "github.com/pulumi/pulumi/sdk/v3"
 _EXEC = "python/cmd/pulumi-language-python-exec"  # in the SDK's module: what the language host starts
@@ -80,10 +81,9 @@ def _caches(progress: Progress) -> Iterator[dict[str, str]]:
     A block that ends badly leaves the folder: the next build goes on with it.
     """
     asked = os.environ.get(CACHE)
-    folder = Path(asked).expanduser().absolute() if asked else cache_dir() / "go-build"
+    folder = Path(asked).expanduser().absolute() if asked else cache_dir() / _CACHE
     with lock("go-build", progress):
-        for left in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(left, ignore_errors=True)
+        _remove_left(folder, progress)
         for name in ("modules", "compiled", "temporary"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for left in (folder / "temporary").iterdir():
@@ -99,6 +99,18 @@ def _caches(progress: Progress) -> Iterator[dict[str, str]]:
             progress(f"removing what Go fetched and compiled ({CACHE} names a folder that keeps it)")
             folder.rename(going)
             shutil.rmtree(going, ignore_errors=True)
+
+
+def remove_left(progress: Progress) -> None:
+    """Finish the removal of Go's caches that a process which was killed had begun; leave them to one that builds."""
+    with suppress(Installing), lock("go-build", progress, limit=0):
+        _remove_left(cache_dir() / _CACHE, progress)
+
+
+def _remove_left(folder: Path, progress: Progress) -> None:
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        progress(f"removing {left}, which a build that was killed has left")
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _variables(folder: Path) -> dict[str, str]:
