@@ -10,6 +10,7 @@ import base64
 import hashlib
 import ipaddress
 import re
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from coding_agent import credentials
-from coding_agent.errors import ExecutorUnavailable, TargetDeleted
+from coding_agent.errors import ConnectionBroken, ExecutorUnavailable, TargetDeleted
 from coding_agent.executors import cloud_init, hetzner, hetzner_api, server_answer, ssh_agent, ssh_target
 from coding_agent.executors.declared import Declared, Wanted
 from coding_agent.executors.first_contact import SCRIPTS
@@ -95,6 +96,13 @@ def declare(wanted: Wanted) -> Declared:
     else:
         choice = _choose(cloud, wanted)
     return _made(wanted, found, cloud, choice, new=there is None)
+
+
+def _is_gone(cloud: Cloud, number: int) -> bool:
+    """Return whether the cloud says that there is no server of that number; not where it does not answer."""
+    with suppress(ConnectionBroken, ExecutorUnavailable):
+        return cloud.server(number) is None
+    return False
 
 
 def _over(found: Before, cloud: Cloud, spec: ExecutorSpec) -> bool:
@@ -190,7 +198,9 @@ def _made(wanted: Wanted, found: Before, cloud: Cloud, choice: Choice, *, new: b
     limit = seconds(str(spec.options.get("boot_limit") or BOOT_LIMIT))
     address = server.ipv4_address
     if new:
-        address = address.apply(lambda found: server_answer.awaited(found, limit, wanted.say))
+        address = pulumi.Output.all(server.id, address).apply(
+            lambda made: server_answer.awaited(made[1], limit, wanted.say, lambda: _is_gone(cloud, int(made[0])))
+        )
     connect = partial(
         remote.ConnectionArgs,
         host=address,

@@ -12,17 +12,26 @@ import pulumi
 PORT = 22
 ATTEMPT_LIMIT = 5.0  # seconds for one attempt
 POLL = 1.0  # seconds between two attempts
+ASK_EVERY = 5.0  # seconds between two questions to the cloud, which counts them
 _GREETING = b"SSH-"
 
 
-async def awaited(address: str, limit: float, say: Callable[[str], None]) -> str:
+async def awaited(address: str, limit: float, say: Callable[[str], None], is_gone: Callable[[], bool]) -> str:
     """Return the address once something that speaks SSH answers there.
 
-    Raises `pulumi.RunError` after `limit` seconds, with what was seen last and what to do.
+    `is_gone` asks the cloud, now and then, whether the server was deleted meanwhile. Raises `pulumi.RunError` where it
+    was, and after `limit` seconds with what was seen last and what to do.
     """
     deadline, seen = time.monotonic() + limit, ""
+    ask_at = time.monotonic() + ASK_EVERY
     say(f"waiting until the server {address} answers")
     while (seen := await _greeting(address)) != "":
+        if time.monotonic() > ask_at:
+            if await asyncio.to_thread(is_gone):
+                raise pulumi.RunError(
+                    f"the server {address} was deleted while it started\n  next: repeat it: another server is made"
+                )
+            ask_at = time.monotonic() + ASK_EVERY
         if time.monotonic() > deadline:
             raise pulumi.RunError(
                 f"the server {address} did not answer over ssh within {limit:.0f} s: {seen}\n"
