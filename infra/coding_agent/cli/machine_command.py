@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from coding_agent.cli.options import command, json_option
 from coding_agent.cli.screen import Screen, write
+
+if TYPE_CHECKING:
+    from coding_agent.toolchain.pulumi.plugins import Plugin
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -123,6 +127,7 @@ def version_command(as_json: bool) -> int:
         agent = claude.version_number(program) if program else None
     except (OSError, CodingAgentError):
         program, agent = None, None
+    here = {name: plugins.find(name) for name in plugins.PLUGINS}
     known = {
         "coding_agent": __version__,
         "python": sys.version.split()[0],
@@ -131,7 +136,7 @@ def version_command(as_json: bool) -> int:
         "engine_kind": found.kind if found else None,
         "plugins": {
             name: {"version": plugins.version(name), "kind": plugin.kind if plugin else None}
-            for name, plugin in ((name, plugins.find(name)) for name in plugins.PLUGINS)
+            for name, plugin in here.items()
         },
         "claude": agent,
         "claude_pinned": claude.PINNED_VERSION,
@@ -139,11 +144,7 @@ def version_command(as_json: bool) -> int:
     if as_json:
         screen.data(known)
         return 0
-    engine_here = (
-        f"{found.version} ({found.command}, {found.kind})"
-        if found
-        else f"not here yet; {parts.VERSION} will be installed"
-    )
+    engine_here = f"{found.version} ({found.command}, {found.kind})" if found else _later(parts.VERSION)
     agent_here = f"{agent} ({program})" if agent else _later(claude.PINNED_VERSION)
     screen.table(
         ("", ""),
@@ -151,18 +152,17 @@ def version_command(as_json: bool) -> int:
             ("coding-agent", __version__),
             ("python", str(known["python"])),
             ("engine", f"pulumi {engine_here}"),
-            *((f"plugin {name}", _plugin(name)) for name in plugins.PLUGINS),
+            *((f"plugin {name}", _plugin(name, plugin)) for name, plugin in here.items()),
             ("claude code", f"{agent_here}; pinned {claude.PINNED_VERSION}"),
         ],
     )
     return 0
 
 
-def _plugin(name: str) -> str:
+def _plugin(name: str, plugin: Plugin | None) -> str:
     from coding_agent.toolchain.pulumi import plugins
 
-    version, plugin = plugins.version(name), plugins.find(name)
-    return f"{version} ({plugin.place}, {plugin.kind})" if plugin else _later(version)
+    return f"{plugin.version} ({plugin.place}, {plugin.kind})" if plugin else _later(plugins.version(name))
 
 
 def _later(version: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from coding_agent.errors import EngineMissing
 from coding_agent.paths import cache_dir
 from coding_agent.toolchain.installation import Progress, lock, on_path, quiet, version_of
-from coding_agent.toolchain.pulumi.parts import Missed, Part, built_here, engine_part
+from coding_agent.toolchain.pulumi.parts import Missed, Part, engine_part, kind_of
 
 MINIMUM = (3, 235, 0)  # the oldest one that is accepted on PATH
 LANGUAGE_PLUGIN = "pulumi-language-python"
@@ -29,10 +29,8 @@ class Engine:
 
     @property
     def kind(self) -> str:
-        """Return `built here` where this project built it, `official` where it came in an archive, else `not known`."""
-        if self.origin == "PATH":
-            return "not known"
-        return "built here" if built_here(self.command.resolve().parent) else "official"
+        """Whether it is official or built here, as far as that is known."""
+        return kind_of(self.origin, self.command.resolve().parent)
 
     @property
     def language_plugin(self) -> Path | None:

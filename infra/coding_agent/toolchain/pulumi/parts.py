@@ -20,9 +20,9 @@ MODULE = Path(__file__).parent / "build"
 PLUGINS = ("command", "docker", "hcloud")  # those that `build/` has a program for
 _SDK = "github.com/pulumi/pulumi/sdk/v3"
 _NOTE = "coding-agent.json"  # lies beside a program that was built here
-# Pulumi names the architectures of its engine and of its plugins differently.
+# Pulumi names the architectures of its engine and of its plugins differently; those of plugins are Go's names.
 _OF_THE_ENGINE = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
-_OF_PLUGINS = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+OF_PLUGINS = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plugin_part(name: str, version: str | None = None) -> Part:
     """
     wanted = version or _of_library(name)
     system = os.uname()
-    kind = f"{system.sysname.lower()}-{_OF_PLUGINS.get(system.machine.lower(), system.machine.lower())}"
+    kind = f"{system.sysname.lower()}-{OF_PLUGINS.get(system.machine.lower(), system.machine.lower())}"
     program = f"pulumi-resource-{name}"
     buildable = name in PLUGINS and (version is None or version == _of_library(name))
     return Part(
@@ -110,9 +110,14 @@ def note_build(part: Part, folder: Path) -> None:
     (folder / _NOTE).write_text(json.dumps(note), encoding="utf-8")
 
 
-def built_here(folder: Path) -> bool:
-    """Return whether what lies in the folder was built by this project; otherwise it came in an archive."""
-    return (folder / _NOTE).is_file()
+def kind_of(origin: str, folder: Path) -> str:
+    """Return `built here` of what this project built into the folder, `official` of what came in an archive.
+
+    Of a program on PATH it is `not known`.
+    """
+    if origin == "PATH":
+        return "not known"
+    return "built here" if (folder / _NOTE).is_file() else "official"
 
 
 def is_outdated(folder: Path) -> bool:

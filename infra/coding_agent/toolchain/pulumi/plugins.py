@@ -11,7 +11,7 @@ from pathlib import Path
 from coding_agent.errors import PluginMissing
 from coding_agent.toolchain.installation import Progress, lock, on_path
 from coding_agent.toolchain.pulumi import engine
-from coding_agent.toolchain.pulumi.parts import PLUGINS, Part, built_here, is_outdated, plugin_part
+from coding_agent.toolchain.pulumi.parts import PLUGINS, Part, is_outdated, kind_of, plugin_part
 
 __all__ = ["PLUGINS", "Plugin", "find", "find_or_install", "version"]
 
@@ -26,10 +26,8 @@ class Plugin:
 
     @property
     def kind(self) -> str:
-        """Return `built here` where this project built it, `official` where it came in an archive, else `not known`."""
-        if self.origin == "PATH":
-            return "not known"
-        return "built here" if built_here(self.place) else "official"
+        """Whether it is official or built here, as far as that is known."""
+        return kind_of(self.origin, self.place)
 
 
 def version(name: str) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from coding_agent.paths import cache_dir
 from coding_agent.toolchain.installation import Installing, Progress, lock, replacing, tail
 from coding_agent.toolchain.pulumi import go
-from coding_agent.toolchain.pulumi.parts import MODULE, Part, WayFailed, note_build
+from coding_agent.toolchain.pulumi.parts import MODULE, OF_PLUGINS, Part, WayFailed, note_build
 
 CACHE = "CODING_AGENT_GO_CACHE"  # a folder where what Go fetches and compiles is kept for other builds
 _CACHE = "go-build"  # the folder in the cache where nothing else is asked for
@@ -30,7 +30,6 @@ LIMIT = 40 * 60.0  # seconds for one part; the engine takes 4 minutes on two cor
 _SDK = "github.com/pulumi/pulumi/sdk/v3"
 _EXEC = "python/cmd/pulumi-language-python-exec"  # in the SDK's module: what the language host starts
 _SAY_EVERY = 1.0  # seconds
-_MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 # -v names each package as it is compiled; the module's go.mod and go.sum must stay as they are.
 _FLAGS = ("-v", "-mod=readonly", "-trimpath", "-buildvcs=false")
 
@@ -127,7 +126,7 @@ def _variables(folder: Path) -> dict[str, str]:
         # Not empty: an empty one leaves what `go env -w` has set. Go's modules would otherwise be read-only folders.
         "GOFLAGS": "-modcacherw",
         "GOOS": sys.platform,
-        "GOARCH": _MACHINES.get(machine, machine),
+        "GOARCH": OF_PLUGINS.get(machine, machine),
     }
 
 

@@ -5,6 +5,7 @@ A part is installed whole or not at all.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import tarfile
@@ -120,8 +121,12 @@ def engine_download(part: Part, progress: Progress) -> None:
 def plugin_download(engine: Callable[[], Path]) -> Way:
     """Return the way that lets `engine` install a plugin as it would by itself."""
 
+    @functools.cache  # the same for all plugins, and seconds where a host does not answer
+    def unreachable_hosts() -> dict[str, str]:
+        return {host: reason for host in PLUGIN_HOSTS if (reason := unreachable(host))}
+
     def download(part: Part, progress: Progress) -> None:
-        closed = {host: reason for host in PLUGIN_HOSTS if (reason := unreachable(host))}
+        closed = unreachable_hosts()
         if len(closed) == len(PLUGIN_HOSTS):
             raise WayFailed("; ".join(f"{host}: {reason}" for host, reason in closed.items()))
         progress(f"downloading {part}")
